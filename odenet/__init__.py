@@ -1,1 +1,31 @@
+"""odenet: residual networks as numerical integrators.
+
+One residual function F(t, x), walked as a ResNet, as a Neural ODE, and everything in between.
+"""
+
+from odenet import depth, errors, residual
+from odenet.backends import list_backends
+from odenet.blocks import ODEBlock, ResNet
+from odenet.depth import list_depth_weights
+from odenet.gradients import list_gradients
+from odenet.residual import list_residuals
+from odenet.solve import solve
+from odenet.solvers import Solution, Stats, list_solvers
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "ODEBlock",
+    "ResNet",
+    "Solution",
+    "Stats",
+    "depth",
+    "errors",
+    "list_backends",
+    "list_depth_weights",
+    "list_gradients",
+    "list_residuals",
+    "list_solvers",
+    "residual",
+    "solve",
+]

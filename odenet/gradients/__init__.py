@@ -1,0 +1,14 @@
+"""Gradient methods: how the loss gets back through depth."""
+
+from odenet.gradients.adjoint import Adjoint
+from odenet.gradients.autograd import Autograd
+from odenet.gradients.checkpoint import Checkpoint
+from odenet.gradients.registry import GradientMethod, gradients
+
+
+def list_gradients() -> list[str]:
+    """Names of the gradient methods."""
+    return list(gradients)
+
+
+__all__ = ["Adjoint", "Autograd", "Checkpoint", "GradientMethod", "gradients", "list_gradients"]

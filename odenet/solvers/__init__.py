@@ -1,0 +1,19 @@
+"""Solvers: tableaux as data, the explicit stepper, step control, the loop."""
+
+from odenet.solvers.problem import Problem
+from odenet.solvers.registry import backends, solvers
+from odenet.solvers.scheme import Scheme
+from odenet.solvers.solution import Solution
+from odenet.solvers.stats import Stats
+
+
+def list_solvers(backend: str = "native") -> list[str]:
+    """Names of the solvers of a backend.
+
+    Args:
+        backend: "native" or "torchdiffeq".
+    """
+    return list(backends[backend].methods())
+
+
+__all__ = ["Problem", "Scheme", "Solution", "Stats", "backends", "list_solvers", "solvers"]

@@ -1,0 +1,182 @@
+"""torchdiffeq's solvers, and its adjoint, behind odenet's problem and solution.
+
+Differences from calling torchdiffeq directly: steps end exactly at t1 and at every knot of the weights over depth, F
+is never shown a time outside [t0, t1], fixed-step methods always have a grid, evaluations and steps are counted, and a
+solve that breaks down raises odenet's errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet.errors import (
+    InputError,
+    NonFiniteFunctionError,
+    StepBudgetError,
+    StepUnderflowError,
+)
+from odenet.solvers.problem import Problem
+from odenet.solvers.registry import Method
+from odenet.solvers.solution import Solution
+
+ODEInt = Callable[..., Tensor]
+
+
+class Torchdiffeq:
+    """The solvers of torchdiffeq (Chen 2018)."""
+
+    def methods(self) -> dict[str, Method]:
+        """torchdiffeq's methods by name, as installed."""
+        return _methods()
+
+    def integrate(self, problem: Problem) -> Solution:
+        """Solve `problem` with `torchdiffeq.odeint`; gradients by backprop through its operations.
+
+        Raises:
+            SolveError: the solve broke down.
+        """
+        from torchdiffeq import odeint
+
+        return integrate(problem, lambda piece, f, x: odeint)
+
+
+def integrate(problem: Problem, odeint_for: Callable[[int, Steps, Tensor], ODEInt]) -> Solution:
+    """Solve `problem` piece by piece.
+
+    Args:
+        problem: what to solve.
+        odeint_for: for a piece of depth, its function and its initial state: what to call with odeint's arguments.
+    """
+    if problem.dense:
+        raise InputError("dense=True needs backend='native'; with torchdiffeq give the times as ts")
+    scheme, x = problem.scheme, problem.x0
+    tolerances = dict(zip(("rtol", "atol"), scheme.tolerances, strict=True)) if scheme.adaptive else {}
+    states: list[Tensor] = []
+    with problem.field.consistency.forward():
+        for piece, (start, end) in enumerate(problem.pieces()):
+            due = [t for t in problem.ts[len(states) :] if problem.direction * (t - end) <= 0]
+            at = {start: x}
+            if start != end:
+                stops = list(dict.fromkeys([start, *due, end]))
+                f = Steps(problem, piece, stops)
+                try:
+                    path = odeint_for(piece, f, x)(
+                        f, x, time_tensor(stops, x), method=scheme.solver, options=f.options, **tolerances
+                    )
+                except AssertionError as error:
+                    raise f.failure(str(error)) from error
+                f.backward = True
+                at |= zip(stops, path, strict=True)
+            x = at[end]
+            states += [at[t] for t in due]
+    return Solution(states, problem.ts, problem.stats)
+
+
+class Steps:
+    """F on one piece of depth as torchdiffeq calls it, with its callbacks.
+
+    Args:
+        problem: what is being solved.
+        piece: index of the piece of depth.
+        stops: its start, the output times on it, and its end.
+
+    Attributes:
+        backward: set when the forward solve is over; later calls belong to the adjoint.
+        known: F at the first stop, where it has been evaluated already.
+    """
+
+    def __init__(self, problem: Problem, piece: int, stops: list[float]):
+        self.problem, self.field, self.evaluate = problem, problem.field, problem.field.piece(piece)
+        self.stops, self.low, self.high = stops, min(stops), max(stops)
+        self.options = _options(problem, piece, stops[-1]) | dict(problem.scheme.options)
+        self.backward = False
+        self.known: Tensor | None = None
+        self.last: tuple[float, float, Tensor | None] = (stops[0], 0.0, None)
+        if problem.scheme.solver == "scipy_solver":
+            pass  # SciPy reports no steps
+        elif problem.scheme.adaptive:
+            self.callback_accept_step, self.callback_reject_step = self._accept, self._reject
+        else:
+            self.callback_step = self._accept
+
+    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
+        time = min(self.high, max(self.low, float(t.detach())))
+        if self.backward:
+            self.problem.stats.vjps += 1
+            with self.field.recompute():
+                return self.evaluate(time, x)
+        if self.known is not None:
+            k, self.known = self.known, None
+            return k
+        k = self.evaluate(time, x)
+        self.last = (time, self.last[1], k)
+        return k
+
+    def _accept(self, t: Tensor, x: Tensor, h: Tensor) -> None:
+        self.problem.stats.accepted += 1
+        self.problem.stats.h.append(abs(float(h)))
+        self.last = (float(t), float(h), self.last[2])
+        self.field.consistency.mark()
+
+    def _reject(self, t: Tensor, x: Tensor, h: Tensor) -> None:
+        self.problem.stats.rejected += 1
+        self.last = (float(t), float(h), self.last[2])
+        self.field.consistency.undo()
+
+    def failure(self, message: str) -> Exception:
+        """What broke down, from torchdiffeq's assertion."""
+        t, h, k = self.last
+        numbers = {"t": t, "h": h, "nfe": self.problem.stats.nfe}
+        if k is not None and not bool(torch.isfinite(k).all()):
+            return NonFiniteFunctionError("F returned NaN or infinity", **numbers)
+        if "max_num_steps" in message:
+            return StepBudgetError(f"the budget of {self.problem.scheme.max_steps} steps was used up", **numbers)
+        if "underflow" in message:
+            return StepUnderflowError("the step became too small to change t", **numbers)
+        return InputError(f"torchdiffeq refused: {message}")
+
+
+def _options(problem: Problem, piece: int, end: float) -> dict[str, Any]:
+    """What makes torchdiffeq land on `end` and take the steps that were asked for."""
+    scheme = problem.scheme
+    if scheme.solver == "scipy_solver":
+        return {}
+    if not scheme.adaptive:
+        return {"grid_constructor": _grid(problem, piece), "interp": "cubic"}
+    options = {"step_t": time_tensor([end], problem.x0), "max_num_steps": scheme.max_steps}
+    return options if scheme.first_step is None else options | {"first_step": scheme.first_step}
+
+
+def _grid(problem: Problem, piece: int) -> Callable[[Any, Tensor, Tensor], Tensor]:
+    """torchdiffeq's grid_constructor: the fixed steps of a piece of depth between the ends it is asked for."""
+    points = [span.t_next for span in problem.spans() if span.piece == piece][:-1]
+
+    def through(f: Any, x: Tensor, t: Tensor) -> Tensor:
+        first, last = float(t[0]), float(t[-1])
+        between = [p for p in points if min(first, last) < p < max(first, last)]
+        return torch.cat([t[:1], time_tensor(sorted(between, reverse=last < first), t), t[-1:]])
+
+    return through
+
+
+def time_tensor(times: list[float], like: Tensor) -> Tensor:
+    """Host times as a tensor on the device of `like`, in float64 where the device has it."""
+    return torch.tensor(times, dtype=torch.float32 if like.device.type == "mps" else torch.float64, device=like.device)
+
+
+@lru_cache(maxsize=1)
+def _methods() -> dict[str, Method]:
+    from torchdiffeq._impl.odeint import SOLVERS
+    from torchdiffeq._impl.solvers import AdaptiveStepsizeODESolver
+
+    methods = {}
+    for name, solver in SOLVERS.items():
+        adaptive = name == "scipy_solver" or issubclass(solver, AdaptiveStepsizeODESolver)
+        order = getattr(solver, "order", None)
+        methods[name] = Method(order if isinstance(order, int) else None, not adaptive, adaptive, "torchdiffeq")
+    return methods

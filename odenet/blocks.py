@@ -1,0 +1,265 @@
+"""`ResNet` and `ODEBlock`: one residual function, walked in steps or as an ODE, and the way between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odenet.depth import Constant, DepthWeights, weights_over_depth
+from odenet.errors import InputError
+from odenet.solve import make_scheme, run
+from odenet.solvers import Scheme, Solution, Stats
+from odenet.solvers.control import MAX_STEPS
+from odenet.solvers.problem import host_time
+
+
+class Block(nn.Module):
+    """x(t1) from x(t0) = x: F with its weights over depth, an interval and a scheme. The base of both kinds of block.
+
+    Args:
+        weights: F with its weights over depth.
+        scheme: how depth is walked.
+        t0: start of depth.
+        t1: end of depth.
+
+    Attributes:
+        weights: F with its weights over depth, the only holder of parameters.
+        scheme: how depth is walked.
+        stats: what the last forward pass did, and its backward pass once that has run.
+    """
+
+    def __init__(self, weights: DepthWeights, scheme: Scheme, t0: float, t1: float):
+        super().__init__()
+        self.weights, self.scheme = weights, scheme
+        self.t0, self.t1 = host_time("t0", t0), host_time("t1", t1)
+        self.stats = Stats()
+        if scheme.steps is not None and scheme.steps % weights.pieces:
+            raise InputError(
+                f"steps={scheme.steps} would step across the knots of {weights.pieces} pieces of weights; take a "
+                f"multiple of {weights.pieces} steps, or keep every k-th layer: block.weights.every(k)"
+            )
+
+    @property
+    def F(self) -> Any:
+        """The residual function, if its weights are tied; the list of residual functions if they are not."""
+        if isinstance(self.weights, Constant):
+            return self.weights.F
+        return [self.weights.piece(i) for i in range(self.weights.pieces)]
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        """x(t1).
+
+        Args:
+            x: (batch, ...) state at t0.
+            *args: handed to F after (t, x).
+
+        Returns:
+            State at t1, of x's shape.
+
+        Raises:
+            ResidualError: F does not keep x's shape, dtype or device.
+            SolveError: the solve broke down.
+        """
+        return self.solution(x, None, args).last
+
+    def trajectory(self, x: Tensor, ts: Sequence[float] | Tensor | None = None, args: tuple[Any, ...] = ()) -> Tensor:
+        """States along depth.
+
+        Args:
+            x: (batch, ...) state at t0.
+            ts: times from t0 towards t1; None for the ends of the steps (of the accepted steps, if adaptive), t0 first.
+            args: handed to F after (t, x).
+
+        Returns:
+            States, shape (len(ts), *x.shape).
+        """
+        return self.solution(x, self.depths(x, args) if ts is None else ts, args).ys
+
+    def depths(self, x: Tensor, args: tuple[Any, ...] = ()) -> list[float]:
+        """Ends of the steps that the block takes from x, t0 first. An adaptive block solves once to find them."""
+        with torch.no_grad():
+            probe = Block(self.weights, self.scheme, self.t0, self.t1)
+            h = probe.solution(x, None, args).stats.h
+        sign = 1.0 if self.t1 >= self.t0 else -1.0
+        depths = [self.t0]
+        for step in h:
+            depths.append(depths[-1] + sign * step)
+        return [*depths[:-1], self.t1] if h else depths
+
+    def solution(self, x: Tensor, ts: Any = None, args: tuple[Any, ...] = (), dense: bool = False) -> Solution:
+        """The whole answer of a solve; see `odenet.solve`."""
+        solution = run(self.weights, x, (self.t0, self.t1), self.scheme, ts, args, dense)
+        self.stats = solution.stats
+        return solution
+
+    def continuous(
+        self,
+        solver: str = "dopri5",
+        rtol: float | None = None,
+        atol: float | None = None,
+        gradient: str | None = None,
+        **scheme: Any,
+    ) -> ODEBlock:
+        """The same F and parameters as an ODE.
+
+        Untied weights stay as they are: piecewise constant in depth, and no step crosses a knot.
+
+        Args:
+            solver: name of the solver.
+            rtol: relative tolerance.
+            atol: absolute tolerance.
+            gradient: name of the gradient method; default "checkpoint".
+            **scheme: as in `ODEBlock`.
+
+        Returns:
+            A block that shares `weights` with this one.
+        """
+        return ODEBlock(self.weights, solver, rtol=rtol, atol=atol, t0=self.t0, t1=self.t1, gradient=gradient, **scheme)
+
+    def discretize(self, steps: int, solver: str = "euler", gradient: str | None = None, **scheme: Any) -> ResNet:
+        """The same F and parameters as a network of `steps` layers.
+
+        Args:
+            steps: number of equal steps; with untied weights a multiple of the number of layers.
+            solver: name of the solver.
+            gradient: name of the gradient method; default "autograd".
+            **scheme: as in `ResNet`.
+
+        Returns:
+            A block that shares `weights` with this one.
+        """
+        return ResNet(self.weights, steps, solver=solver, t0=self.t0, t1=self.t1, gradient=gradient, **scheme)
+
+    def extra_repr(self) -> str:
+        scheme = self.scheme
+        return f"{scheme}, gradient={scheme.gradient}, backend={scheme.backend}, t0={self.t0:g}, t1={self.t1:g}"
+
+
+class ResNet(Block):
+    """A residual network: x ← x + h Φ(F, t, x, h), N times; with Euler x ← x + h F(t, x), h = (t1 - t0)/N.
+
+    Args:
+        F: residual function or module, called as F(t, x, *args); or `DepthWeights`, which are shared.
+        steps: N, at least 1.
+        solver: any method with a fixed step.
+        weights: "tied" (one F), "untied" (one F a layer: F itself and N - 1 copies with weights drawn anew), or a
+            function of F such as `odenet.depth.piecewise_constant(N)`.
+        t0: start of depth.
+        t1: end of depth; `t1=steps` gives h = 1, the block x + F(x) of He et al.
+        gradient: "autograd" (default), "checkpoint" or "adjoint".
+        backend: "native" or "torchdiffeq".
+        options: handed to torchdiffeq's solver.
+        gradient_options: handed to the gradient method.
+
+    Raises:
+        InputError: an argument that cannot be used.
+
+    Reference:
+        He et al. 2015, Deep Residual Learning for Image Recognition.
+    """
+
+    def __init__(
+        self,
+        F: Any,
+        steps: int,
+        solver: str = "euler",
+        weights: Any = "tied",
+        t0: float = 0.0,
+        t1: float = 1.0,
+        gradient: str | None = None,
+        backend: str = "native",
+        max_nfe: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        gradient_options: Mapping[str, Any] | None = None,
+    ):
+        if steps is None:
+            raise InputError("a ResNet needs its number of steps; give steps=N, or use ODEBlock with rtol and atol")
+        scheme = make_scheme(
+            solver,
+            gradient,
+            backend,
+            steps=steps,
+            max_steps=max(MAX_STEPS, steps if isinstance(steps, int) else 0),
+            max_nfe=max_nfe,
+            options=options or {},
+            gradient_options=gradient_options or {},
+        )
+        super().__init__(weights_over_depth(F, weights, steps), scheme, t0, t1)
+
+
+class ODEBlock(Block):
+    """A neural ODE: x(t1) of dx/dt = F(t, x), x(t0) = x.
+
+    Args:
+        F: residual function or module, called as F(t, x, *args); or `DepthWeights`, which are shared.
+        solver: name of the method, see `odenet.list_solvers`.
+        rtol: relative tolerance; default 1e-3. Adaptive solves only.
+        atol: absolute tolerance; default 1e-3. Adaptive solves only.
+        steps: number of equal steps; None to let an adaptive method pick its own.
+        weights: as in `ResNet`; "untied" needs `steps`, `odenet.depth.piecewise_constant(N)` does not.
+        t0: start of depth.
+        t1: end of depth.
+        gradient: "checkpoint" (default: exact, memory of one step's graph), "autograd" or "adjoint".
+        backend: "native" or "torchdiffeq"; "adjoint" is torchdiffeq's.
+        first_step: size of the first adaptive step; None to have it estimated.
+        max_steps: budget of accepted plus rejected steps.
+        max_nfe: budget of evaluations of F; None for no limit of its own.
+        options: handed to torchdiffeq's solver.
+        gradient_options: handed to the gradient method.
+
+    Raises:
+        InputError: an argument that cannot be used.
+
+    Reference:
+        Chen et al. 2018, Neural Ordinary Differential Equations.
+    """
+
+    def __init__(
+        self,
+        F: Any,
+        solver: str = "dopri5",
+        rtol: float | None = None,
+        atol: float | None = None,
+        steps: int | None = None,
+        weights: Any = "tied",
+        t0: float = 0.0,
+        t1: float = 1.0,
+        gradient: str | None = None,
+        backend: str = "native",
+        first_step: float | None = None,
+        max_steps: int = MAX_STEPS,
+        max_nfe: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        gradient_options: Mapping[str, Any] | None = None,
+    ):
+        scheme = make_scheme(
+            solver,
+            gradient,
+            backend,
+            default_gradient="checkpoint",
+            steps=steps,
+            rtol=rtol,
+            atol=atol,
+            first_step=first_step,
+            max_steps=max_steps,
+            max_nfe=max_nfe,
+            options=options or {},
+            gradient_options=gradient_options or {},
+        )
+        super().__init__(weights_over_depth(F, weights, steps), scheme, t0, t1)
+
+
+def blocks_of(module: nn.Module) -> list[Block]:
+    """Every block in a module, each once."""
+    return [m for m in module.modules() if isinstance(m, Block)]
+
+
+def collect_stats(module: nn.Module) -> Stats:
+    """Sum of the statistics of every block in a module, for its last forward and backward pass."""
+    return Stats.total(block.stats for block in blocks_of(module))
+
+
+__all__ = ["Block", "ODEBlock", "ResNet", "blocks_of", "collect_stats"]

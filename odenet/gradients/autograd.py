@@ -1,0 +1,47 @@
+"""Backprop through the accepted steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from odenet.errors import GradientError, InputError
+from odenet.gradients.inputs import Inputs, needs_gradient
+from odenet.gradients.registry import gradients
+from odenet.solvers.problem import Problem
+from odenet.solvers.registry import backends
+from odenet.solvers.scheme import Scheme
+from odenet.solvers.solution import Solution
+
+
+def check_no_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise `InputError` if a gradient method that has no options was given some."""
+    if options:
+        raise InputError(f"gradient={name!r} takes no gradient_options, got {', '.join(map(str, options))}")
+
+
+class Autograd:
+    """Everything that the accepted steps computed is kept: exact, and memory grows with the number of evaluations."""
+
+    exact = True
+    backends: tuple[str, ...] = ("native", "torchdiffeq")
+    memory = "all activations of all steps"
+    reference = "backpropagation through the solver"
+
+    def check(self, scheme: Scheme, options: Mapping[str, Any]) -> None:
+        check_no_options("autograd", options)
+
+    def solve(self, problem: Problem) -> Solution:
+        if not torch.is_grad_enabled():
+            return backends[problem.scheme.backend].integrate(problem)
+        if problem.scheme.solver == "scipy_solver" and needs_gradient(problem, Inputs(problem)):
+            raise GradientError(
+                "scipy_solver runs in NumPy and leaves no graph to differentiate; "
+                "use gradient='adjoint', another solver, or torch.no_grad()"
+            )
+        return backends[problem.scheme.backend].integrate(problem)
+
+
+gradients.add("autograd", Autograd())

@@ -1,0 +1,137 @@
+"""`odenet.solve`: an initial value problem, any solver, any gradient, any backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from odenet.depth import DepthWeights, weights_over_depth
+from odenet.errors import InputError
+from odenet.gradients import gradients
+from odenet.solvers import Problem, Scheme, Solution
+from odenet.solvers.control import MAX_STEPS
+
+
+def make_scheme(
+    solver: str, gradient: str | None, backend: str, *, default_gradient: str = "autograd", **numerics: Any
+) -> Scheme:
+    """A checked scheme.
+
+    The continuous adjoint is torchdiffeq's; asked for with the native backend, the solve is torchdiffeq's as well.
+
+    Args:
+        solver: name of the solver.
+        gradient: name of the gradient method; None for `default_gradient`, or "autograd" with torchdiffeq.
+        backend: name of the backend.
+        default_gradient: what None means with the native backend.
+        **numerics: the other fields of `Scheme`.
+
+    Raises:
+        InputError: a value that cannot be used, or two that cannot be used together.
+    """
+    if gradient is None:
+        gradient = default_gradient if backend == "native" else "autograd"
+    method = gradients[gradient]
+    if backend == "native" and "native" not in method.backends:
+        backend = method.backends[0]
+    scheme = Scheme(solver, gradient=gradient, backend=backend, **numerics)
+    if backend not in method.backends:
+        works = ", ".join(name for name, other in gradients.items() if backend in other.backends)
+        raise InputError(
+            f"gradient={gradient!r} walks the steps of backend={method.backends[0]!r}; "
+            f"with backend={backend!r} use one of: {works}"
+        )
+    method.check(scheme, scheme.gradient_options)
+    return scheme
+
+
+def run(
+    weights: DepthWeights,
+    x0: Tensor,
+    interval: Sequence[Any],
+    scheme: Scheme,
+    ts: Any = None,
+    args: tuple[Any, ...] = (),
+    dense: bool = False,
+) -> Solution:
+    """Solve with weights and a scheme that have been checked already."""
+    problem = Problem(weights, x0, interval, scheme, ts, args, dense)
+    solution = gradients[scheme.gradient].solve(problem)
+    if dense and scheme.gradient != "autograd" and any(x.requires_grad for x in solution.states):
+        raise InputError(
+            f"dense=True with gradient={scheme.gradient!r} would lose the gradient of sol(t); "
+            "use gradient='autograd', give the times as ts, or solve under torch.no_grad()"
+        )
+    return solution
+
+
+def solve(
+    F: Any,
+    x0: Tensor,
+    t_span: Sequence[Any] = (0.0, 1.0),
+    *,
+    solver: str = "dopri5",
+    rtol: float | None = None,
+    atol: float | None = None,
+    steps: int | None = None,
+    args: tuple[Any, ...] = (),
+    ts: Sequence[float] | Tensor | None = None,
+    dense: bool = False,
+    gradient: str = "autograd",
+    backend: str = "native",
+    weights: Any = "tied",
+    first_step: float | None = None,
+    max_steps: int = MAX_STEPS,
+    max_nfe: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    gradient_options: Mapping[str, Any] | None = None,
+) -> Solution:
+    """Solve dx/dt = F(t, x, *args), x(t0) = x0.
+
+    Args:
+        F: function or module called as F(t, x, *args), t a 0-d tensor, x and the result (batch, ...).
+        x0: (batch, ...) initial state, real or complex floating point.
+        t_span: (t0, t1); t1 < t0 solves backwards.
+        solver: name of the method, see `odenet.list_solvers`.
+        rtol: relative tolerance per element, RMS over the state; default 1e-3. Adaptive solves only.
+        atol: absolute tolerance per element; default 1e-3. Adaptive solves only.
+        steps: number of equal steps; None to let an adaptive method pick its own.
+        args: handed to F after (t, x); tensors in it are differentiable.
+        ts: times of the answer, from t0 towards t1; None for t1 alone.
+        dense: make the solution callable at any time.
+        gradient: "autograd", "checkpoint" or "adjoint".
+        backend: "native" or "torchdiffeq".
+        weights: weights over depth, as in `ResNet`.
+        first_step: size of the first adaptive step; None to have it estimated.
+        max_steps: budget of accepted plus rejected steps.
+        max_nfe: budget of evaluations of F; None for no limit of its own.
+        options: handed to torchdiffeq's solver.
+        gradient_options: handed to the gradient method.
+
+    Returns:
+        A `Solution` with `ys` (len(ts), *x0.shape), `ts`, `stats` and `status`.
+
+    Raises:
+        InputError: an argument that cannot be used.
+        ResidualError: F does not keep x's shape, dtype or device.
+        SolveError: the solve broke down.
+        GradientError: a gradient that cannot be delivered.
+    """
+    if not isinstance(args, tuple):
+        raise InputError(f"args must be a tuple, got {type(args).__name__}; a single argument is args=(value,)")
+    scheme = make_scheme(
+        solver,
+        gradient,
+        backend,
+        steps=steps,
+        rtol=rtol,
+        atol=atol,
+        first_step=first_step,
+        max_steps=max_steps,
+        max_nfe=max_nfe,
+        options=options or {},
+        gradient_options=gradient_options or {},
+    )
+    return run(weights_over_depth(F, weights, steps), x0, t_span, scheme, ts, args, dense)

@@ -1,0 +1,126 @@
+"""F as a solver sees it: called with host times, counted, checked, and the same function throughout a solve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from odenet.depth import DepthWeights
+from odenet.errors import FunctionBudgetError, ResidualError
+from odenet.solvers.consistency import Consistency
+from odenet.solvers.explicit import Evaluate
+from odenet.solvers.stats import Stats
+
+Observer = Callable[[int, Tensor], None]
+
+
+class VectorField:
+    """F over all pieces of depth, with its bookkeeping.
+
+    Args:
+        weights: F with its weights over depth.
+        args: handed to F after (t, x).
+        x0: a state, for shape, dtype and device.
+        interval: (t0, t1); F is never shown a time outside it.
+        stats: counts every evaluation.
+        max_nfe: budget of forward evaluations, or None.
+    """
+
+    def __init__(
+        self,
+        weights: DepthWeights,
+        args: tuple[Any, ...],
+        x0: Tensor,
+        interval: tuple[float, float],
+        stats: Stats,
+        max_nfe: int | None = None,
+    ):
+        self.weights, self.args, self.stats, self.max_nfe = weights, args, stats, max_nfe
+        self.interval = interval
+        self.time_dtype = torch.float32 if x0.dtype.itemsize < 4 else x0.dtype.to_real()
+        self.recomputing = False
+        self.observer: Observer | None = None
+        functions = (weights.piece(i) for i in range(weights.pieces))
+        self.consistency = Consistency(
+            [list(F.modules()) if isinstance(F, nn.Module) else [] for F in functions], x0.device
+        )
+
+    def piece(self, index: int) -> Evaluate:
+        """F on one piece of depth, as a function of a host time and the state."""
+        F = self.weights.piece(index)
+        unseen = self.observer is not None
+
+        def evaluate(t: float, x: Tensor) -> Tensor:
+            nonlocal unseen
+            if unseen:
+                unseen = False
+                return self._observed(F, index, t, x)
+            return self._evaluate(F, index, t, x)
+
+        return evaluate
+
+    def recompute(self) -> _Recomputation:
+        """Context in which evaluations repeat the forward pass: counted as backward ones, changing nothing."""
+        return _Recomputation(self)
+
+    def _evaluate(self, F: Callable[..., Tensor], index: int, t: float, x: Tensor) -> Tensor:
+        stats = self.stats
+        if self.recomputing:
+            stats.nfe_backward += 1
+        else:
+            if self.max_nfe is not None and stats.nfe >= self.max_nfe:
+                raise FunctionBudgetError(
+                    f"the budget of {self.max_nfe} evaluations of F was used up",
+                    t=t,
+                    h=stats.h[-1] if stats.h else 0.0,
+                    nfe=stats.nfe,
+                    advice="raise max_nfe, loosen rtol and atol, or take fewer steps",
+                )
+            stats.nfe += 1
+        time = torch.full((), t, dtype=self.time_dtype, device=x.device)
+        k = self.consistency.call(index, lambda: F(time, x, *self.args))
+        return self._checked(k, x)
+
+    def _observed(self, F: Callable[..., Tensor], index: int, t: float, x: Tensor) -> Tensor:
+        """The first evaluation on a piece, with a graph, so that an observer can see which tensors F uses."""
+        assert self.observer is not None
+        with torch.enable_grad():
+            k = self._evaluate(F, index, t, x.detach())
+            self.observer(index, k)
+        return k.detach()
+
+    def _checked(self, k: Any, x: Tensor) -> Tensor:
+        if not isinstance(k, Tensor):
+            raise ResidualError(f"F(t, x) must return a tensor of x's shape {tuple(x.shape)}, got {type(k).__name__}")
+        if k.shape != x.shape:
+            raise ResidualError(
+                f"F(t, x) must keep the shape of x, {tuple(x.shape)}, but returned {tuple(k.shape)}; "
+                "change width or resolution between blocks, not inside one"
+            )
+        if k.device != x.device:
+            raise ResidualError(f"F(t, x) must stay on x's device {x.device}, but returned a tensor on {k.device}")
+        if k.dtype != x.dtype:
+            if self.consistency.autocast:
+                return k.to(x.dtype)
+            raise ResidualError(
+                f"F(t, x) must keep x's dtype {x.dtype}, but returned {k.dtype}; convert F with F.to({x.dtype}), "
+                "or run low precision under torch.autocast"
+            )
+        return k
+
+
+class _Recomputation:
+    def __init__(self, field: VectorField):
+        self.field = field
+
+    def __enter__(self) -> None:
+        self.field.recomputing = True
+        self.context = self.field.consistency.recomputation()
+        self.context.__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        self.field.recomputing = False
+        self.context.__exit__(*exception)

@@ -1,0 +1,249 @@
+"""The loop over steps: fixed grid or adaptive, one piece of depth after the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from odenet.errors import NonFiniteFunctionError, NonFiniteStateError, StepBudgetError, StepUnderflowError
+from odenet.solvers.control import Controller, first_step, rms, scale
+from odenet.solvers.explicit import Evaluate, ExplicitRungeKutta, Span, Trial
+from odenet.solvers.problem import Problem
+from odenet.solvers.registry import solvers
+from odenet.solvers.solution import Interpolant, Solution
+
+NONFINITE_RETRIES = 10
+STRETCH = 1.01
+CONTROLLER = Controller()
+Walk = Iterator[tuple[Evaluate, Trial]]
+Watch = Callable[[Trial], None]
+
+
+def integrate(problem: Problem, watch: Watch | None = None) -> Solution:
+    """Walk depth with the native solver of `problem.scheme`.
+
+    Runs on the tape if gradients are enabled; rejected steps leave nothing there. Step sizes are constants of the
+    gradient.
+
+    Args:
+        problem: what to solve.
+        watch: called with every accepted step.
+
+    Raises:
+        SolveError: the solve broke down.
+    """
+    stepper, stats = solvers[problem.scheme.solver], problem.stats
+    outputs = Outputs(problem)
+    interpolants: list[Interpolant] = []
+    x = problem.x0
+    with problem.field.consistency.forward():
+        for f, trial in (_adaptive if problem.scheme.adaptive else _fixed)(problem, stepper):
+            stats.accepted += 1
+            stats.h.append(abs(trial.span.h))
+            if watch is not None:
+                watch(trial)
+            outputs.pass_over(stepper, f, trial)
+            if problem.dense:
+                stepper.interpolate(f, trial, trial.span.t)
+                interpolants.append((trial.span, partial(stepper.interpolate, f, trial)))
+            x = trial.x_next
+        if not problem.scheme.adaptive and x.device.type == "cpu":
+            _check_finite(problem, stepper, x)
+    return Solution(outputs.states, problem.ts, stats, interpolants)
+
+
+class Outputs:
+    """The states at `problem.ts`, taken as steps pass over them."""
+
+    def __init__(self, problem: Problem):
+        self.ts, self.sign = problem.ts, problem.direction
+        self.states: list[Tensor] = []
+        while len(self.states) < len(self.ts) and self.ts[len(self.states)] == problem.t0:
+            self.states.append(problem.x0)
+
+    def due(self, span: Span) -> list[float]:
+        """The times after the start of a step and up to its end."""
+        due = []
+        for t in self.ts[len(self.states) :]:
+            if self.sign * (t - span.t_next) > 0:
+                break
+            due.append(t)
+        return due
+
+    def pass_over(self, stepper: ExplicitRungeKutta, f: Evaluate, trial: Trial) -> None:
+        """Take the states that are due with an accepted step."""
+        self.states += states_at(stepper, f, trial, self.due(trial.span))
+
+
+def states_at(stepper: ExplicitRungeKutta, f: Evaluate, trial: Trial, times: list[float]) -> list[Tensor]:
+    """x at times within a step: its end exactly, inside by dense output."""
+    end = trial.span.t_next
+    return [trial.x_next if t == end else stepper.interpolate(f, trial, t) for t in times]
+
+
+def _fixed(problem: Problem, stepper: ExplicitRungeKutta) -> Walk:
+    """Steps over a given grid; no look at the device."""
+    x, first, piece = problem.x0, None, -1
+    f = problem.field.piece(0)
+    for span in problem.spans():
+        if span.piece != piece:
+            piece, first = span.piece, None
+            f = problem.field.piece(piece)
+        trial = stepper.step(f, span, x, first)
+        yield f, trial
+        x, first = trial.x_next, trial.end
+
+
+def _adaptive(problem: Problem, stepper: ExplicitRungeKutta) -> Walk:
+    """Steps that hold the local error at the tolerance, each piece ending exactly at its end; one look a step."""
+    scheme, field = problem.scheme, problem.field
+    rtol, atol = scheme.tolerances
+    sign, order = problem.direction, stepper.order
+    control = _StepControl(problem)
+    x, h = problem.x0, scheme.first_step
+    for piece, (t, end) in enumerate(problem.pieces()):
+        if t == end:
+            continue
+        f = field.piece(piece)
+        first = f(t, x)
+        if h is None:
+            control.check_start(t, x, first)
+            h = first_step(f, x, first, (t, end), order, rtol, atol)
+        while t != end:
+            lands = h * STRETCH >= abs(end - t)
+            span = Span(piece, t, end if lands else t + sign * h, 0.0)
+            span = span._replace(h=span.t_next - t)
+            control.check_step(span)
+            field.consistency.mark()
+            trial = stepper.step(f, span, x, first, error=True)
+            assert trial.error is not None
+            with torch.no_grad():
+                weight = scale(x.detach(), rtol, atol, trial.x_next.detach())
+                error = rms(trial.error.detach() / weight)
+            if not math.isfinite(error):
+                control.nonfinite(trial, error)
+                field.consistency.undo()
+                h = abs(span.h) * CONTROLLER.shrink
+                continue
+            factor = CONTROLLER.factor(error, control.previous, order)
+            if error > 1:
+                control.reject(error)
+                field.consistency.undo()
+                h = abs(span.h) * min(1.0, factor)
+                continue
+            control.accept(error)
+            h = max(h, abs(span.h) * factor) if lands else abs(span.h) * factor
+            yield f, trial
+            t, x, first = span.t_next, trial.x_next, trial.end
+
+
+class _StepControl:
+    """Counts trials of an adaptive solve and says when to give up."""
+
+    def __init__(self, problem: Problem):
+        self.problem, self.stats = problem, problem.stats
+        self.previous: float | None = None
+        self.error: float | None = None
+        self.nonfinite_in_a_row = 0
+        self.resolution = 16 * torch.finfo(torch.float64).eps * max(abs(problem.t0), abs(problem.t1))
+
+    def accept(self, error: float) -> None:
+        self.previous = self.error = error
+        self.nonfinite_in_a_row = 0
+
+    def reject(self, error: float) -> None:
+        self.error = error
+        self.stats.rejected += 1
+        self.nonfinite_in_a_row = 0
+
+    def check_start(self, t: float, x: Tensor, k: Tensor) -> None:
+        """Raise if the initial state or F there is not finite."""
+        if not math.isfinite(rms(x.detach())):
+            raise NonFiniteStateError(
+                "the initial state holds NaN or infinity", t=t, h=0.0, sample=_sample(x), nfe=self.stats.nfe
+            )
+        if not math.isfinite(rms(k.detach())):
+            raise NonFiniteFunctionError(
+                "F returned NaN or infinity for the initial state",
+                t=t,
+                h=0.0,
+                sample=_sample(k),
+                nfe=self.stats.nfe,
+            )
+
+    def check_step(self, span: Span) -> None:
+        """Raise if the next step cannot be resolved or afforded."""
+        tries = self.stats.accepted + self.stats.rejected
+        numbers = {"t": span.t, "h": span.h, "nfe": self.stats.nfe, "error_ratio": self.error}
+        if tries >= self.problem.scheme.max_steps:
+            raise StepBudgetError(
+                f"the budget of {self.problem.scheme.max_steps} steps was used up",
+                **numbers,
+                advice="loosen rtol and atol, raise max_steps, or look for stiffness in F",
+            )
+        if abs(span.h) <= self.resolution:
+            raise StepUnderflowError(
+                "the step became too small to change t",
+                **numbers,
+                advice="F may be singular or stiff there; loosen rtol and atol or use a fixed-step solver",
+            )
+
+    def nonfinite(self, trial: Trial, error: float) -> None:
+        """Count a trial that gave NaN or infinity; raise when smaller steps do not help."""
+        self.error = error
+        self.stats.rejected += 1
+        self.nonfinite_in_a_row += 1
+        if self.nonfinite_in_a_row <= NONFINITE_RETRIES:
+            return
+        raise _nonfinite_error(trial, self.stats.nfe, error)
+
+
+def _nonfinite_error(trial: Trial, nfe: int, error: float | None) -> NonFiniteFunctionError | NonFiniteStateError:
+    """Which of the two it was: F gave NaN or infinity for a finite state, or the state itself overflowed."""
+    numbers = {"t": trial.span.t, "h": trial.span.h, "nfe": nfe, "error_ratio": error}
+    for number, k in enumerate(trial.stages, start=1):
+        sample = _sample(k)
+        if sample is not None:
+            what = f"F returned NaN or infinity in stage {number}"
+            return NonFiniteFunctionError(what, sample=sample, **numbers)
+    return NonFiniteStateError(
+        "the state overflowed",
+        sample=_sample(trial.x_next),
+        **numbers,
+        advice="the dynamics grow too fast for this step or this dtype",
+    )
+
+
+def _sample(x: Tensor) -> int | None:
+    """Index along the first axis of the first sample that is not finite."""
+    bad = ~torch.isfinite(x.detach())
+    if not bool(bad.any()):
+        return None
+    return int(bad.reshape(x.shape[0], -1).any(1).nonzero()[0]) if x.dim() else 0
+
+
+@torch.no_grad()
+def _check_finite(problem: Problem, stepper: ExplicitRungeKutta, x: Tensor) -> None:
+    """Raise if a fixed-step solve ended in NaN or infinity, naming the step in which it first appeared."""
+    if bool(torch.isfinite(x.detach().sum())) or bool(torch.isfinite(x.detach()).all()):
+        return
+    nfe = problem.stats.nfe
+    if _sample(problem.x0) is not None:
+        raise NonFiniteStateError(
+            "the initial state holds NaN or infinity",
+            t=problem.t0,
+            h=0.0,
+            sample=_sample(problem.x0),
+            nfe=nfe,
+        )
+    with problem.field.recompute():
+        state = problem.x0.detach()
+        for span in problem.spans():
+            trial = stepper.step(problem.field.piece(span.piece), span, state)
+            if _sample(trial.x_next) is not None:
+                raise _nonfinite_error(trial, nfe, None)
+            state = trial.x_next

@@ -1,0 +1,48 @@
+"""The registries of native solvers and of backends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from odenet.registry import Registry
+from odenet.solvers.explicit import ExplicitRungeKutta
+from odenet.solvers.tableau import TABLEAUS
+
+if TYPE_CHECKING:
+    from odenet.solvers.problem import Problem
+    from odenet.solvers.solution import Solution
+
+solvers: Registry[ExplicitRungeKutta] = Registry("solver")
+for _name, _tableau in TABLEAUS.items():
+    solvers.add(_name, ExplicitRungeKutta(_tableau))
+
+
+class Method(NamedTuple):
+    """What a backend says of one of its solvers.
+
+    Attributes:
+        order: order of accuracy.
+        fixed: can walk N equal steps.
+        adaptive: can pick its own steps.
+        reference: where it comes from.
+    """
+
+    order: int | None
+    fixed: bool
+    adaptive: bool
+    reference: str = ""
+
+
+class Backend(Protocol):
+    """Who takes the steps."""
+
+    def methods(self) -> dict[str, Method]:
+        """Its solvers by name."""
+        ...
+
+    def integrate(self, problem: Problem) -> Solution:
+        """Solve `problem`, on the tape if gradients are enabled."""
+        ...
+
+
+backends: Registry[Backend] = Registry("backend")
