@@ -120,7 +120,7 @@ def piecewise_constant(N: int) -> Callable[[ResidualFunction], PiecewiseConstant
     def untie(F: ResidualFunction) -> PiecewiseConstant:
         if not isinstance(F, nn.Module):
             raise InputError(
-                f"untied weights need F as an nn.Module, got {type(F).__name__}; use weights='tied' for a plain function"
+                f"untied weights need F as an nn.Module, got {type(F).__name__}; use weights='tied' for a function"
             )
         layers = [F]
         for _ in range(N - 1):

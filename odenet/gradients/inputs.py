@@ -79,7 +79,7 @@ def needs_gradient(problem: Problem, inputs: Inputs) -> bool:
 
 
 def reachable(thing: Any) -> Iterator[Tensor]:
-    """Tensors that require a gradient, found in modules, functions (closures, defaults, bound objects) and containers."""
+    """Tensors that require a gradient, found in modules, functions (with closures and defaults) and containers."""
     seen: set[int] = set()
 
     def walk(thing: Any, depth: int) -> Iterator[Tensor]:

@@ -116,7 +116,7 @@ class TimeConv2d(nn.Module):
 class Film(nn.Module):
     """Scale and shift of every channel as a function of depth: x * (1 + s(t)) + b(t).
 
-    s and b come from a small MLP of (t, sin πt, cos πt) whose last layer starts at zero, so that a new layer is the identity.
+    s and b come from a small MLP of (t, sin πt, cos πt) whose last layer starts at zero: a new layer is the identity.
 
     Args:
         channels: channels of x, shape (batch, channels, ...).
