@@ -1,0 +1,83 @@
+"""What a training run reports: a record of each epoch, and progress while it runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from odenet.artifacts import write_text
+
+
+class EpochRecord(TypedDict):
+    """Numbers of one epoch.
+
+    Keys:
+        epoch: 1 for the first.
+        train_loss: mean cross-entropy of the training samples, as they were seen during the epoch.
+        train_accuracy: share of the training samples that were classified rightly, as they were seen.
+        test_loss: mean cross-entropy on the test set after the epoch.
+        test_accuracy: share of the test set that is classified rightly after the epoch.
+        nfe_forward: evaluations of F in the forward pass, summed over the blocks, mean over the steps.
+        nfe_backward: evaluations of F in the backward pass, likewise.
+        accepted: accepted solver steps in the forward pass, likewise.
+        rejected: rejected solver steps in the forward pass, likewise.
+        lr: learning rate of the last step.
+        seconds: wall time of the training steps (no evaluation, no checkpoint).
+        memory_bytes: on CUDA the peak of allocated memory during the epoch's training steps; on a CPU the peak of
+            what one training step saves for its backward pass (see `SavedTensorMeter`); nan if not measurable.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    nfe_forward: float
+    nfe_backward: float
+    accepted: float
+    rejected: float
+    lr: float
+    seconds: float
+    memory_bytes: float
+
+
+History = list[EpochRecord]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; handed to the progress callback.
+
+    Attributes:
+        epoch: the current epoch, 1 for the first.
+        epochs: epochs of the run.
+        step: optimizer steps done, over the whole run.
+        steps: optimizer steps of the whole run.
+        loss: training loss of the latest step; after the evaluation of an epoch, the epoch's mean.
+        nfe: evaluations of F in the latest forward pass; after the evaluation, the epoch's mean.
+        seconds_elapsed: wall time since this call of `fit` began.
+        eta_seconds: wall time that is left at the pace so far.
+        record: the epoch's record once it is complete, otherwise None.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    nfe: float
+    seconds_elapsed: float
+    eta_seconds: float
+    record: EpochRecord | None = None
+
+
+def write_history(path: Path, history: History) -> None:
+    """Write `history` as CSV to `path` atomically, one line for each epoch."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(EpochRecord.__annotations__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_text(path, text.getvalue())

@@ -1,0 +1,256 @@
+"""Training a classifier: `fit`, from the first batch to the last checkpoint."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric, seed_everything
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from odenet.artifacts import make_folder
+from odenet.data import DataSet
+from odenet.errors import InputError, RunError
+from odenet.training import checkpoint
+from odenet.training.batches import Samples, batches, derived_seed
+from odenet.training.evaluation import classify, evaluate
+from odenet.training.history import EpochRecord, History, Progress, write_history
+from odenet.training.logs import Logs
+from odenet.training.memory import saved_bytes
+from odenet.training.report import Report
+from odenet.training.settings import Settings
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+MakeSchedule = Callable[[Optimizer, int], LRScheduler]
+
+
+def fit(
+    model: nn.Module,
+    data: DataSet,
+    optimizer: MakeOptimizer,
+    schedule: MakeSchedule,
+    settings: Settings | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> History:
+    """Train `model` on `data` with the cross-entropy loss; continue where a run in `folder` was interrupted.
+
+    The same model, data, optimizer, schedule and settings give the same numbers on the same machine, whether or
+    not the run was interrupted. The model is trained in place and ends on the device that was used. Under
+    `torchrun` (with `strategy="ddp"`) each process takes a share of every batch and the first one writes.
+
+    Args:
+        model: classifier; (batch, *data.shape) -> (batch, classes).
+        data: training and test samples; the test samples are only evaluated.
+        optimizer: makes the optimizer from the parameters, e.g. `functools.partial(torch.optim.Adam, lr=1e-3)`.
+        schedule: makes the learning-rate schedule from the optimizer and the number of steps of the whole run;
+            it is stepped after each batch. See `odenet.training.schedules`.
+        settings: epochs, batch size, device and the like; `Settings()` by default.
+        folder: where `checkpoint.pt`, `history.csv` and `logs/` (CSV and TensorBoard) go; nothing is written
+            without it. A complete run that is found there is returned at once, with its weights in the model.
+        progress: called at most about five times a second, and after each epoch (when its checkpoint is
+            written); an exception that it raises interrupts the run.
+
+    Returns:
+        A record of each epoch.
+
+    Raises:
+        InputError: the model has no parameters or returns no logits, or the device cannot be had.
+        RunError: the loss became nan or infinite, the folder cannot be written, or its checkpoint is damaged or
+            belongs to another run.
+        SolveError: a solve in the model broke down.
+    """
+    settings = settings or Settings()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise InputError(f"the model {type(model).__name__} has no parameters that require a gradient")
+    fabric = _launch(settings)
+    precision = fabric.strategy.precision
+    samples = Samples(data.train_x, data.train_y)
+
+    def epoch_batches(epoch: int) -> Any:
+        return batches(fabric, samples, settings.batch_size, settings.seed, epoch)
+
+    steps_per_epoch = len(epoch_batches(0))
+    optim = optimizer(parameters)
+    rate = schedule(optim, settings.epochs * steps_per_epoch)
+    recipe = checkpoint.recipe(data, optim, rate, settings)
+
+    path = Path(folder) / "checkpoint.pt" if folder is not None else None
+    saved = checkpoint.read(path, recipe) if path is not None else None
+    wrapped, stepper = fabric.setup(model, optim)
+    history: History = []
+    if path is not None and saved is not None:
+        history = checkpoint.restore(path, saved, model, optim, rate, precision)
+    if len(history) == settings.epochs:
+        return history
+
+    report = Report(progress if fabric.is_global_zero else None, settings.epochs, steps_per_epoch, len(history))
+    model.train()
+    with ExitStack() as stack:
+        logs = None
+        if path is not None and fabric.is_global_zero:
+            logs = stack.enter_context(closing(Logs(make_folder(path.parent), history)))
+        for epoch in range(len(history), settings.epochs):
+            seed_everything(derived_seed(settings.seed, epoch, fabric.global_rank), verbose=False)
+            trained = _train_epoch(
+                fabric, model, wrapped, data, epoch_batches(epoch), stepper, rate, settings, epoch, report
+            )
+            if fabric.device.type != "cuda" and history:
+                trained["memory_bytes"] = history[0]["memory_bytes"]
+            test_loss, test_accuracy = _test(fabric, model, data, settings)
+            if not math.isfinite(test_loss):
+                raise RunError(
+                    f"the test loss became {test_loss} after epoch {epoch + 1}; "
+                    "lower the learning rate or clip the gradient"
+                )
+            record = EpochRecord(epoch=epoch + 1, **trained, test_loss=test_loss, test_accuracy=test_accuracy)
+            history.append(record)
+            if path is not None and logs is not None:
+                if (epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == settings.epochs:
+                    checkpoint.write(path, recipe, history, model, optim, rate, precision)
+                write_history(path.with_name("history.csv"), history)
+                logs.add(record)
+            report.epoch_done(record)
+    fabric.barrier()
+    return history
+
+
+def _train_epoch(
+    fabric: Fabric,
+    model: nn.Module,
+    wrapped: nn.Module,
+    data: DataSet,
+    loader: Any,
+    optimizer: Any,
+    schedule: LRScheduler,
+    settings: Settings,
+    epoch: int,
+    report: Report,
+) -> dict[str, Any]:
+    """One pass over the training set; `wrapped` is `model` as Fabric runs it (precision, DDP)."""
+    from odenet.blocks import collect_stats
+
+    seed = derived_seed(settings.seed, epoch, fabric.global_rank, 1)
+    generator = torch.Generator(fabric.device).manual_seed(seed)
+    cuda = fabric.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(fabric.device)
+    memory, not_training = math.nan, 0.0
+    samples, loss_sum, lr = 0, 0.0, math.nan
+    correct = torch.zeros((), dtype=torch.int64, device=fabric.device)
+    counts = torch.zeros(4, dtype=torch.float64)
+    started = time.perf_counter()
+    for step, (x, y) in enumerate(loader):
+        if data.augmentation is not None:
+            x = data.augmentation(x, generator)
+        x = data.prepare(x)
+
+        if epoch == 0 and not cuda and step == min(1, len(loader) - 1):
+            before = time.perf_counter()
+            memory = _measure(fabric, model, x, y)
+            not_training += time.perf_counter() - before
+
+        logits = classify(wrapped, x)
+        loss = cross_entropy(logits, y)
+        value, lr = loss.item(), optimizer.param_groups[0]["lr"]
+        if not math.isfinite(value):
+            raise RunError(
+                f"the training loss became {value} in epoch {epoch + 1}, step {step + 1} "
+                f"(learning rate {lr:.3g}); lower the learning rate or clip the gradient"
+            )
+        fabric.backward(loss)
+        stats = collect_stats(model)
+        if settings.grad_clip is not None:
+            fabric.clip_gradients(wrapped, optimizer, max_norm=settings.grad_clip, error_if_nonfinite=False)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+
+        samples += len(y)
+        loss_sum += value * len(y)
+        correct += (logits.detach().argmax(dim=1) == y).sum()
+        did = [float(n) for n in (stats.nfe, stats.nfe_backward, stats.accepted, stats.rejected)]
+        counts += torch.tensor(did, dtype=torch.float64)
+        report.step_done(epoch, value, did[0])
+    if cuda:
+        torch.cuda.synchronize(fabric.device)
+        memory = float(torch.cuda.max_memory_allocated(fabric.device))
+    seconds = time.perf_counter() - started - not_training
+    samples, loss_sum, hits, *sums = _sum_over_processes(fabric, [samples, loss_sum, correct.item(), *counts.tolist()])
+    nfe, nfe_backward, accepted, rejected = (n / (len(loader) * fabric.world_size) for n in sums)
+    return {
+        "train_loss": loss_sum / samples,
+        "train_accuracy": hits / samples,
+        "nfe_forward": nfe,
+        "nfe_backward": nfe_backward,
+        "accepted": accepted,
+        "rejected": rejected,
+        "lr": float(lr),
+        "seconds": seconds,
+        "memory_bytes": memory,
+    }
+
+
+def _measure(fabric: Fabric, model: nn.Module, x: Tensor, y: Tensor) -> float:
+    def loss() -> Tensor:
+        with fabric.autocast():
+            return cross_entropy(classify(model, fabric.strategy.precision.convert_input(x)), y)
+
+    return saved_bytes(model, loss)
+
+
+def _test(fabric: Fabric, model: nn.Module, data: DataSet, settings: Settings) -> tuple[float, float]:
+    """Loss and accuracy on the test set, of which each process takes a share."""
+    x, y = (part[fabric.global_rank :: fabric.world_size] for part in (data.test_x, data.test_y))
+    if fabric.world_size > 1:
+        for buffer in model.buffers():  # running statistics differ between processes until the next step
+            torch.distributed.broadcast(buffer, src=0)
+    with fabric.autocast():
+        result = evaluate(
+            model,
+            x,
+            y,
+            batch_size=settings.eval_batch_size,
+            prepare=lambda batch: fabric.strategy.precision.convert_input(data.prepare(batch)),
+        )
+    n, loss, hits = _sum_over_processes(fabric, [len(y), result.loss * len(y), result.accuracy * len(y)])
+    return loss / n, hits / n
+
+
+def _sum_over_processes(fabric: Fabric, numbers: list[float]) -> list[float]:
+    if fabric.world_size == 1:
+        return numbers
+    total = torch.tensor(numbers, dtype=torch.float64, device=fabric.device)
+    torch.distributed.all_reduce(total)
+    return total.tolist()
+
+
+def _launch(settings: Settings) -> Fabric:
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    try:
+        fabric = Fabric(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            strategy=settings.strategy,
+            precision=settings.precision,
+        )
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"cannot train with accelerator={settings.accelerator!r}, devices={settings.devices!r}, "
+            f"precision={settings.precision!r} ({reason}); "
+            "accelerator='cpu', devices=1, precision='32-true' works everywhere"
+        ) from error
+    fabric.launch()
+    return fabric
