@@ -3,7 +3,7 @@
 One residual function F(t, x), walked as a ResNet, as a Neural ODE, and everything in between.
 """
 
-from odenet import depth, errors, residual
+from odenet import depth, errors, models, residual
 from odenet.backends import list_backends
 from odenet.blocks import ODEBlock, ResNet
 from odenet.depth import list_depth_weights
@@ -26,6 +26,7 @@ __all__ = [
     "list_gradients",
     "list_residuals",
     "list_solvers",
+    "models",
     "residual",
     "solve",
 ]

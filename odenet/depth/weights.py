@@ -134,11 +134,13 @@ def piecewise_constant(N: int) -> Callable[[ResidualFunction], PiecewiseConstant
 
 @depth_weights.register("tied")
 def _tied(F: ResidualFunction, steps: int | None) -> DepthWeights:
+    """One F for all depths."""
     return constant()(F)
 
 
 @depth_weights.register("untied")
 def _untied(F: ResidualFunction, steps: int | None) -> DepthWeights:
+    """One F a layer: piecewise constant in depth."""
     if steps is None:
         raise InputError(
             "weights='untied' takes its number of layers from steps, and an adaptive solver has none; "

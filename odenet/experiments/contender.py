@@ -1,0 +1,152 @@
+"""One contender of a comparison: trained, evaluated, swapped, followed through depth; each result written when it is there."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from odenet.artifacts import read_json, write_bytes, write_json
+from odenet.blocks import blocks_of
+from odenet.data import DataSet
+from odenet.errors import RunError
+from odenet.experiments.build import build_model, build_training, count_parameters
+from odenet.experiments.hidden import Hidden, hidden_states, load_hidden, save_hidden
+from odenet.experiments.swap import swap_matrix
+from odenet.training import History, Progress, evaluate, fit
+
+RESULT, HIDDEN, CHECKPOINT = "result.json", "hidden.npz", "checkpoint.pt"
+INFERENCE_PASSES = 5
+Tell = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is to be trained.
+
+    Attributes:
+        name: its key in the comparison.
+        config: its composed `odenet train` config.
+        folder: where its checkpoint and results are kept.
+    """
+
+    name: str
+    config: DictConfig
+    folder: Path
+
+    def finished(self) -> dict[str, Any] | None:
+        """Its result, if an earlier run got that far.
+
+        Raises:
+            RunError: the result file is corrupt.
+        """
+        path = self.folder / RESULT
+        if not path.exists():
+            return None
+        result = read_json(path)
+        if not isinstance(result, dict) or "test_accuracy" not in result:
+            raise RunError(f"{path} is not the result of a contender; delete it to have it made again")
+        return result
+
+    def hidden(self) -> Hidden | None:
+        """Its hidden states, if it has any."""
+        path = self.folder / HIDDEN
+        return load_hidden(path) if path.exists() else None
+
+    def run(
+        self,
+        data: DataSet,
+        walks: Sequence[Mapping[str, Any]] = (),
+        progress: Callable[[Progress], None] | None = None,
+        tell: Tell = lambda what, share: None,
+    ) -> dict[str, Any]:
+        """Train (or go on training), evaluate, and write the result.
+
+        Args:
+            data: the data set.
+            walks: the solvers of the swap matrix.
+            progress: told how training goes.
+            tell: told what is done after training, and which share of it is over.
+        """
+        model = build_model(self.config, data)
+        optimizer, schedule, settings = build_training(self.config)
+        history = fit(model, data, optimizer, schedule, settings, self.folder, progress)
+        batch_size = settings.eval_batch_size
+        trained = evaluate(model, data.test_x, data.test_y, batch_size=batch_size, prepare=data.prepare)
+        blocks = blocks_of(model)
+
+        def swapped(number: int, total: int) -> None:
+            tell("solver swap", number / total)
+
+        result = {
+            **describe(self.name, self.config, model),
+            **last_numbers(history),
+            "test_accuracy": trained.accuracy,
+            "test_loss": trained.loss,
+            "inference_ms": inference_ms(model, data, batch_size),
+            "history": history,
+            "swap": swap_matrix(model, data, trained, walks, batch_size, swapped) if blocks else [],
+        }
+        hidden = hidden_states(model, data) if walks else None
+        if hidden is not None:
+            write_bytes(self.folder / HIDDEN, save_hidden(hidden))
+        write_json(self.folder / RESULT, result)
+        return read_json(self.folder / RESULT)
+
+
+def describe(name: str, config: DictConfig, model: nn.Module) -> dict[str, Any]:
+    """What a contender is: label, role, scheme, parameters."""
+    blocks = blocks_of(model)
+    scheme = blocks[0].scheme if blocks else None
+    return {
+        "name": name,
+        "label": config.model.label if name == config.model.name else f"{config.model.label} [{name}]",
+        "role": config.model.role,
+        "solver": scheme
+        and {
+            "solver": scheme.solver,
+            "steps": scheme.steps,
+            "rtol": scheme.tolerances[0] if scheme.adaptive else None,
+            "atol": scheme.tolerances[1] if scheme.adaptive else None,
+            "backend": scheme.backend,
+        },
+        "gradient": scheme and scheme.gradient,
+        "weights": None if not blocks else "tied" if blocks[0].weights.pieces == 1 else "untied",
+        "parameters": count_parameters(model),
+    }
+
+
+def last_numbers(history: History) -> dict[str, Any]:
+    """Of the last epoch: training loss and accuracy, NFE, memory; the median time of an epoch."""
+    last = history[-1]
+    return {
+        "train_loss": last["train_loss"],
+        "train_accuracy": last["train_accuracy"],
+        "nfe_forward": last["nfe_forward"],
+        "nfe_backward": last["nfe_backward"],
+        "seconds_per_epoch": statistics.median(record["seconds"] for record in history),
+        "memory_bytes": next((r["memory_bytes"] for r in history if r["memory_bytes"] == r["memory_bytes"]), None),
+    }
+
+
+def inference_ms(model: nn.Module, data: DataSet, batch_size: int) -> float:
+    """Milliseconds a test sample takes in a forward pass without gradients: the median of five passes, after one more."""
+    device = next(model.parameters()).device
+    x = data.prepare(data.test_x[:batch_size].to(device))
+    model.eval()
+    times = []
+    with torch.no_grad():
+        for _ in range(1 + INFERENCE_PASSES):
+            start = time.perf_counter()
+            model(x)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times[1:]) / len(x)
