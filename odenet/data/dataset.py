@@ -68,9 +68,7 @@ class DataSet:
             )
         stored = self.train_x.dtype
         if not (stored == torch.float32 or (stored == torch.uint8 and self.mean and self.std)):
-            raise InputError(
-                f"the samples of {self.name} must be float32, or uint8 with mean and std, got {stored}"
-            )
+            raise InputError(f"the samples of {self.name} must be float32, or uint8 with mean and std, got {stored}")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -126,9 +124,7 @@ def check_seed(name: str, value: object) -> None:
         raise InputError(f"{name} must be an integer from 0 to 4294967295, got {value!r}")
 
 
-def check_range(
-    name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False
-) -> None:
+def check_range(name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
     """Raise an `InputError` unless low <= value < high (low < value with `open_low`)."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not (low < value < high or (value == low and not open_low)):  # type: ignore[operator]
