@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from odenet.data import DataSet
-from odenet.errors import InputError, OdenetError
+from odenet.errors import InputError, OdenetError, UnknownNameError
 from odenet.training import Settings
 
 MATCH_LIMIT = 4096
@@ -29,7 +30,7 @@ def build(config: Any, **values: Any) -> Any:
                 raise cause from None
             cause = cause.__cause__
         target = OmegaConf.select(config, "_target_") if isinstance(config, DictConfig) else None
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        reason = _first_line(error.__cause__ or error)
         raise InputError(f"the config of {target or 'an object'} cannot be used: {reason}") from error
 
 
@@ -58,7 +59,44 @@ def build_training(config: DictConfig) -> tuple[Callable[..., Any], Callable[...
     optimizer, schedule = build(config.optimizer), build(config.schedule)
     values = OmegaConf.to_container(config.trainer, resolve=True)
     assert isinstance(values, dict)
+    known = [f.name for f in fields(Settings)]
+    for key in values:
+        if key not in known:
+            raise UnknownNameError("key of trainer", key, known)
     return optimizer, schedule, Settings(seed=config.seed, **{str(k): v for k, v in values.items()})
+
+
+def rehearse(config: DictConfig, data: DataSet) -> None:
+    """Build everything a training run needs, and take one step on two samples with a copy that is thrown away.
+
+    What cannot work is said now, not after an hour.
+
+    Raises:
+        OdenetError: what is wrong, in one sentence.
+    """
+    optimizer, schedule, _ = build_training(config)
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(config, data)
+        try:
+            step = optimizer(model.parameters())
+            schedule(step, 10)
+        except OdenetError:
+            raise
+        except Exception as error:
+            raise InputError(f"optimizer and schedule cannot be made: {_first_line(error)}") from error
+        try:
+            model(data.prepare(data.train_x[:2])).square().mean().backward()
+        except OdenetError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"the network cannot take samples of shape {data.shape} ({_first_line(error)}); "
+                "check that residual, network and data fit each other"
+            ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def count_parameters(model: nn.Module) -> int:

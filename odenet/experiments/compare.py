@@ -13,7 +13,7 @@ from rich.console import Console
 from odenet.artifacts import read_json, write_json, write_text
 from odenet.data import DataSet
 from odenet.errors import InputError, RunError
-from odenet.experiments.build import build_data, build_model, build_training
+from odenet.experiments.build import build_data, build_model, build_training, rehearse
 from odenet.experiments.config import contender_config
 from odenet.experiments.contender import Contender
 from odenet.experiments.environment import environment
@@ -47,9 +47,8 @@ def compare(config: DictConfig, console: Console) -> Path:
     threads = config.trainer.threads
     if threads is not None:
         torch.set_num_threads(threads)
-    for one in configs.values():  # whatever cannot be built is said now, not after an hour
-        build_model(one, data)
-        build_training(one)
+    for one in configs.values():
+        rehearse(one, data)
     folder = open_folder(config, "compare", data.name)
     contenders = [Contender(name, one, folder / "contenders" / name) for name, one in configs.items()]
     finished = {c.name: result for c in contenders if (result := c.finished()) is not None}

@@ -1,4 +1,4 @@
-"""One contender of a comparison: trained, evaluated, swapped, followed through depth; each result written when it is there."""
+"""One contender of a comparison: trained, evaluated, swapped, followed through depth."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def last_numbers(history: History) -> dict[str, Any]:
 
 
 def inference_ms(model: nn.Module, data: DataSet, batch_size: int) -> float:
-    """Milliseconds a test sample takes in a forward pass without gradients: the median of five passes, after one more."""
+    """Milliseconds a test sample takes in a forward pass without gradients: median of five passes after a first."""
     device = next(model.parameters()).device
     x = data.prepare(data.test_x[:batch_size].to(device))
     model.eval()

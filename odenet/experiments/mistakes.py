@@ -10,6 +10,13 @@ from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from odenet.errors import UnknownNameError
+
+GROUP = re.compile(
+    r"Could not find '(?P<group>[^']+)/(?P<name>[^'/]+)'.*?"
+    r"Available options in '[^']+': (?P<options>.+?)(?: Config search path|$)"
+)
+
 
 def explain(error: BaseException) -> str | None:
     """A sentence about a mistake in the config or the command line; None if the error is neither."""
@@ -22,13 +29,9 @@ def explain(error: BaseException) -> str | None:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown is not None:
         return f"unknown config key {unknown.group(1)!r}; {_valid_keys(inner, unknown.group(1))}"
-    group = re.search(
-        r"Could not find '([^'/]+(?:/[^'/]+)*)/([^'/]+)'.*?Available options in '[^']+': (.+?)(?: Config search path|$)",
-        text,
-    )
+    group = GROUP.search(text)
     if group is not None:
-        names = ", ".join(re.findall(r"\S+", group.group(3)))
-        return f"unknown {group.group(1)} {group.group(2)!r}; valid: {names}"
+        return str(UnknownNameError(group["group"], group["name"], group["options"].split()))
     return text
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from odenet.artifacts import read_json, write_json
@@ -17,8 +18,10 @@ from odenet.experiments.folder import RESULTS, read_config
 
 def remember_job(folder: Path) -> None:
     """Inside a multirun: note in the sweep's folder which run folder this job made."""
-    if HydraConfig.initialized() and HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN":
-        hydra = HydraConfig.get()
+    if not HydraConfig.initialized():
+        return
+    hydra = HydraConfig.get()
+    if hydra.mode is RunMode.MULTIRUN:
         write_json(Path(hydra.sweep.dir) / "jobs" / f"{hydra.job.num}.json", {"folder": str(folder.resolve())})
 
 

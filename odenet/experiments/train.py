@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
-from odenet.experiments.build import build_data, build_model, build_training
+from odenet.experiments.build import build_data, rehearse
 from odenet.experiments.contender import Contender
 from odenet.experiments.folder import open_folder
 from odenet.experiments.progress import Board, summary_line
@@ -29,8 +29,7 @@ def train(config: DictConfig, console: Console) -> Path:
         OdenetError: bad input, before training starts; or a run that broke down, with its last checkpoint kept.
     """
     data = build_data(config)
-    build_model(config, data)
-    build_training(config)
+    rehearse(config, data)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     folder = open_folder(config, "train", f"{data.name}-{config.model.name}")

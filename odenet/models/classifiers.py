@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch.nn.functional as functional
@@ -89,9 +90,7 @@ class ImageClassifier(_Classifier):
         self.stem = nn.Conv2d(shape[0], widths[0], 3, padding=1)
         self.augment = Augment(augment)
         self.stages = nn.ModuleList(stage(residual(width + augment)) for width in widths)
-        self.between = nn.ModuleList(
-            Downsample(a + augment, b, norm) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.between = nn.ModuleList(Downsample(a + augment, b, norm) for a, b in pairwise(widths))
         self.norm = norm_layer(norm, widths[-1] + augment, True)
         self.head = nn.Linear(widths[-1] + augment, classes)
 
