@@ -7,6 +7,7 @@ solve that breaks down raises odenet's errors.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from odenet.errors import (
     InputError,
     NonFiniteFunctionError,
+    NonFiniteStateError,
     StepBudgetError,
     StepUnderflowError,
 )
@@ -60,20 +62,24 @@ def integrate(problem: Problem, odeint_for: Callable[[int, Steps, Tensor], ODEIn
     with problem.field.consistency.forward():
         for piece, (start, end) in enumerate(problem.pieces()):
             due = [t for t in problem.ts[len(states) :] if problem.direction * (t - end) <= 0]
-            at = {start: x}
-            if start != end:
-                stops = list(dict.fromkeys([start, *due, end]))
-                f = Steps(problem, piece, stops)
+            at, f = {start: x}, Steps(problem, piece, list(dict.fromkeys([start, *due, end])))
+            if x.numel() == 0:
+                at |= dict.fromkeys([*due, end], x)
+            elif start != end:
                 try:
                     path = odeint_for(piece, f, x)(
-                        f, x, time_tensor(stops, x), method=scheme.solver, options=f.options, **tolerances
+                        f, x, time_tensor(f.stops, x), method=scheme.solver, options=f.options, **tolerances
                     )
                 except AssertionError as error:
+                    if error is f.raised:
+                        raise
                     raise f.failure(str(error)) from error
                 f.backward = True
-                at |= zip(stops, path, strict=True)
+                at |= zip(f.stops, path, strict=True)
             x = at[end]
             states += [at[t] for t in due]
+            if x.device.type == "cpu" and not bool(torch.isfinite(x.detach()).all()):
+                raise f.failure("the answer is not finite")
     return Solution(states, problem.ts, problem.stats)
 
 
@@ -88,14 +94,19 @@ class Steps:
     Attributes:
         backward: set when the forward solve is over; later calls belong to the adjoint.
         known: F at the first stop, where it has been evaluated already.
+        check: called with the piece, F's value and the state in the adjoint's evaluations, to look at the graph.
+        raised: an assertion of F's own.
     """
 
     def __init__(self, problem: Problem, piece: int, stops: list[float]):
-        self.problem, self.field, self.evaluate = problem, problem.field, problem.field.piece(piece)
+        self.problem, self.field, self.piece = problem, problem.field, piece
+        self.evaluate = problem.field.piece(piece)
         self.stops, self.low, self.high = stops, min(stops), max(stops)
         self.options = _options(problem, piece, stops[-1]) | dict(problem.scheme.options)
         self.backward = False
         self.known: Tensor | None = None
+        self.check: Callable[[int, list[Tensor], Tensor], None] | None = None
+        self.raised: AssertionError | None = None
         self.last: tuple[float, float, Tensor | None] = (stops[0], 0.0, None)
         if problem.scheme.solver == "scipy_solver":
             pass  # SciPy reports no steps
@@ -109,31 +120,42 @@ class Steps:
         if self.backward:
             self.problem.stats.vjps += 1
             with self.field.recompute():
-                return self.evaluate(time, x)
+                k = self.evaluate(time, x)
+            if self.check is not None and k.requires_grad:
+                self.check(self.piece, [k], x)
+            return k
         if self.known is not None:
             k, self.known = self.known, None
             return k
-        k = self.evaluate(time, x)
+        try:
+            k = self.evaluate(time, x)
+        except AssertionError as error:
+            self.raised = error
+            raise
         self.last = (time, self.last[1], k)
         return k
 
     def _accept(self, t: Tensor, x: Tensor, h: Tensor) -> None:
         self.problem.stats.accepted += 1
-        self.problem.stats.h.append(abs(float(h)))
-        self.last = (float(t), float(h), self.last[2])
+        self.last = (float(t.detach()), float(h.detach()), self.last[2])
+        self.problem.stats.h.append(abs(self.last[1]))
         self.field.consistency.mark()
 
     def _reject(self, t: Tensor, x: Tensor, h: Tensor) -> None:
         self.problem.stats.rejected += 1
-        self.last = (float(t), float(h), self.last[2])
+        self.last = (float(t.detach()), float(h.detach()), self.last[2])
         self.field.consistency.undo()
 
     def failure(self, message: str) -> Exception:
         """What broke down, from torchdiffeq's assertion."""
         t, h, k = self.last
         numbers = {"t": t, "h": h, "nfe": self.problem.stats.nfe}
+        if not bool(torch.isfinite(self.problem.x0.detach()).all()):
+            return NonFiniteStateError("the initial state holds NaN or infinity", **numbers)
         if k is not None and not bool(torch.isfinite(k).all()):
             return NonFiniteFunctionError("F returned NaN or infinity", **numbers)
+        if "not finite" in message:
+            return NonFiniteStateError("the state overflowed", **numbers)
         if "max_num_steps" in message:
             return StepBudgetError(f"the budget of {self.problem.scheme.max_steps} steps was used up", **numbers)
         if "underflow" in message:
@@ -178,5 +200,17 @@ def _methods() -> dict[str, Method]:
     for name, solver in SOLVERS.items():
         adaptive = name == "scipy_solver" or issubclass(solver, AdaptiveStepsizeODESolver)
         order = getattr(solver, "order", None)
-        methods[name] = Method(order if isinstance(order, int) else None, not adaptive, adaptive, "torchdiffeq")
+        order = order if isinstance(order, int) else None
+        methods[name] = Method(order, not adaptive, adaptive, "torchdiffeq", _options_of(solver))
     return methods
+
+
+def _options_of(solver: type) -> tuple[str, ...]:
+    """Names of the options of one of torchdiffeq's solvers that odenet does not set itself."""
+    ours = {"self", "func", "y0", "rtol", "atol", "step_size", "grid_constructor", "step_t", "max_num_steps"}
+    ours |= {"first_step"}
+    names = {}
+    for cls in solver.__mro__[:-1]:
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        names |= dict.fromkeys(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in ours)
+    return tuple(names)

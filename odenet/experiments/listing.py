@@ -12,7 +12,7 @@ from odenet.gradients import gradients
 from odenet.residual import residuals
 from odenet.solvers import backends
 
-GROUPS = ("model", "network", "data", "optimizer", "schedule", "trainer", "swap", "experiment")
+GROUPS = ("model", "network", "data", "optimizer", "schedule", "trainer", "experiment")
 
 
 def list_everything(console: Console) -> None:
