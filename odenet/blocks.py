@@ -12,7 +12,7 @@ from odenet.depth import Constant, DepthWeights, weights_over_depth
 from odenet.errors import InputError
 from odenet.solve import make_scheme, run
 from odenet.solvers import Scheme, Solution, Stats
-from odenet.solvers.control import MAX_STEPS
+from odenet.solvers.control import MAX_STEPS, fixed_spans
 from odenet.solvers.problem import host_time
 
 
@@ -79,10 +79,18 @@ class Block(nn.Module):
         return self.solution(x, self.depths(x, args) if ts is None else ts, args).ys
 
     def depths(self, x: Tensor, args: tuple[Any, ...] = ()) -> list[float]:
-        """Ends of the steps that the block takes from x, t0 first. An adaptive block solves once to find them."""
-        with torch.no_grad():
-            probe = Block(self.weights, self.scheme, self.t0, self.t1)
-            h = probe.solution(x, None, args).stats.h
+        """Ends of the steps that the block takes from x, t0 first.
+
+        An adaptive block solves once to find them, which leaves no trace in running statistics or random numbers.
+        """
+        if self.scheme.steps is not None:
+            spans = fixed_spans(self.t0, self.t1, self.scheme.steps, self.weights.knots)
+            return [self.t0, *(span.t_next for span in spans)] if self.t0 != self.t1 else [self.t0]
+        kept = [(buffer, buffer.clone()) for buffer in self.weights.buffers()]
+        with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+            h = run(self.weights, x, (self.t0, self.t1), self.scheme, None, args).stats.h
+        for buffer, before in kept:
+            buffer.data.copy_(before)
         sign = 1.0 if self.t1 >= self.t0 else -1.0
         depths = [self.t0]
         for step in h:

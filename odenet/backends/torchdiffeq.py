@@ -26,7 +26,7 @@ from odenet.solvers.problem import Problem
 from odenet.solvers.registry import Method
 from odenet.solvers.solution import Solution
 
-ODEInt = Callable[..., Tensor]
+ODEInt = Callable[..., Any]
 
 
 class Torchdiffeq:

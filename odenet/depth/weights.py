@@ -93,8 +93,8 @@ class PiecewiseConstant(DepthWeights):
         Raises:
             InputError: `stride` does not divide the number of layers.
         """
-        if stride < 1 or len(self.layers) % stride:
-            raise InputError(f"stride must divide the number of layers, {len(self.layers)}, got {stride}")
+        if not isinstance(stride, int) or stride < 1 or len(self.layers) % stride:
+            raise InputError(f"stride must divide the number of layers, {len(self.layers)}, got {stride!r}")
         return PiecewiseConstant(list(self.layers)[::stride])
 
 
@@ -178,6 +178,8 @@ def weights_over_depth(F: Any, weights: Any, steps: int | None) -> DepthWeights:
 
 def check_residual(F: Any) -> None:
     """Raise `InputError` unless F can be called as F(t, x)."""
+    if isinstance(F, type):
+        raise InputError(f"F must be a function or module, got the class {F.__name__}; make an instance of it")
     if not callable(F):
         raise InputError(f"F must be a function or module called as F(t, x), got {type(F).__name__}")
     try:

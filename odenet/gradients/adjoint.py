@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from odenet.backends.torchdiffeq import Steps, integrate, time_tensor
-from odenet.errors import UnknownNameError
+from odenet.errors import InputError, UnknownNameError
 from odenet.gradients.inputs import Inputs
 from odenet.gradients.registry import gradients
 from odenet.solvers.problem import Problem
 from odenet.solvers.registry import backends
-from odenet.solvers.scheme import Scheme
+from odenet.solvers.scheme import Scheme, check_options, check_tolerance
 from odenet.solvers.solution import Solution
 
 OPTIONS = ("adjoint_rtol", "adjoint_atol", "adjoint_method", "adjoint_options")
@@ -40,12 +40,19 @@ class Adjoint:
     reference = "Chen et al. 2018"
 
     def check(self, scheme: Scheme, options: Mapping[str, Any]) -> None:
-        for name in options:
-            if name not in OPTIONS:
-                raise UnknownNameError("option of gradient='adjoint'", name, OPTIONS)
+        check_options("option of gradient='adjoint'", options, OPTIONS)
         method = options.get("adjoint_method")
         if method is not None:
-            Scheme(method, steps=None if backends["torchdiffeq"].methods()[method].adaptive else scheme.steps)
+            methods = backends["torchdiffeq"].methods()
+            if not isinstance(method, str) or method not in methods:
+                raise UnknownNameError("adjoint_method", method, methods)
+            if scheme.adaptive and not methods[method].adaptive:
+                raise InputError(
+                    f"adjoint_method={method!r} needs a grid, but solver={scheme.solver!r} picks its own steps; use "
+                    f"one of: {', '.join(name for name, other in methods.items() if other.adaptive)}, or give steps=N"
+                )
+        for name in ("adjoint_rtol", "adjoint_atol"):
+            check_tolerance(name, options.get(name, 1.0))
 
     def solve(self, problem: Problem) -> Solution:
         from torchdiffeq import odeint, odeint_adjoint
@@ -58,7 +65,8 @@ class Adjoint:
             with torch.enable_grad():
                 k = f.evaluate(f.stops[0], x.detach())
                 inputs.observe(piece, k)
-            f.known = k.detach()
+                inputs.check_unrelated(piece, k)
+            f.known, f.check = k.detach(), inputs.check
             tensors = inputs.piece(piece)
             if not tensors and not x.requires_grad:
                 return odeint

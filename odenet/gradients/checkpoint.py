@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from odenet.gradients.autograd import check_no_options
-from odenet.gradients.inputs import Inputs, needs_gradient
+from odenet.gradients.inputs import Inputs, needs_gradient, vjp
 from odenet.gradients.registry import gradients
 from odenet.solvers.explicit import ExplicitRungeKutta, Span, Trial
 from odenet.solvers.loop import Outputs, integrate, states_at
@@ -41,9 +41,9 @@ class Checkpoint:
         check_no_options("checkpoint", options)
 
     def solve(self, problem: Problem) -> Solution:
-        inputs = Inputs(problem)
         if not torch.is_grad_enabled():
             return integrate(problem)
+        inputs = Inputs(problem)
         problem.field.observer = inputs.observe
         record = _Record(problem, solvers[problem.scheme.solver], inputs)
         with torch.no_grad():
@@ -143,7 +143,7 @@ def _step_back(
     if a is not None:
         roots, seeds = [x_next, *roots], [a, *seeds]
     record.inputs.check(piece, roots, x)
-    first, *rest = torch.autograd.grad(roots, [x, *tensors], seeds, allow_unused=True)
+    first, *rest = vjp(roots, [x, *tensors], seeds)
     return first, rest
 
 
@@ -151,19 +151,20 @@ def _differentiable(
     record: _Record, x0: Tensor, tensors: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...]:
     """The same gradients with a graph of their own, for second derivatives: all steps again, on the tape."""
-    x, states = x0, [x0] * len(cotangents)
+    x = start = x0.view_as(x0)
+    states = [x] * len(cotangents)
     with record.problem.field.recompute():
         for number, due in enumerate(record.due()):
-            x, outputs = record.redo(number, x, due)
+            before = x
+            x, outputs = record.redo(number, before, due)
+            record.inputs.check(record.spans[number].piece, [x, *outputs], before)
             for index, output in zip(due, outputs, strict=True):
                 states[index] = output
-    pairs = [(state, g) for state, g in zip(states, cotangents, strict=True) if g is not None]
-    inputs = [t for t in (x0, *tensors) if t.requires_grad]
-    grads = torch.autograd.grad(
-        [state for state, _ in pairs], inputs, [g for _, g in pairs], create_graph=True, allow_unused=True
-    )
+    pairs = [(s, g) for s, g in zip(states, cotangents, strict=True) if g is not None and s.requires_grad]
+    inputs = [t for t in (start, *tensors) if t.requires_grad]
+    grads = vjp([state for state, _ in pairs], inputs, [g for _, g in pairs], create_graph=True)
     found = dict(zip(map(id, inputs), grads, strict=True))
-    return tuple(found.get(id(t)) for t in (x0, *tensors))
+    return tuple(found.get(id(t)) for t in (start, *tensors))
 
 
 def _sum(total: Tensor | None, part: Tensor | None) -> Tensor | None:

@@ -6,18 +6,18 @@ into F and, for what cannot be seen that way, by walking the graph of F's first 
 
 from __future__ import annotations
 
-import functools
-import types
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from odenet.errors import GradientError
 from odenet.solvers.problem import Problem
+from odenet.solvers.reach import reachable
 
-DEPTH_OF_SEARCH = 6
+Edge = tuple[Any, int]
 
 
 class Inputs:
@@ -36,11 +36,11 @@ class Inputs:
         self._index: dict[int, int] = {}
         self.of: list[list[int]] = []
         shared = list(reachable(problem.args))
-        for piece in range(problem.weights.pieces):
-            found = [*reachable(problem.weights.piece(piece)), *shared]
+        for piece, found in enumerate(problem.field.found):
             self.of.append([])
-            for tensor in found:
-                self._add(piece, tensor)
+            for thing in [*found, *shared]:
+                if isinstance(thing, Tensor) and thing.requires_grad:
+                    self._add(piece, thing)
 
     def piece(self, index: int) -> list[Tensor]:
         """The tensors that F uses on a piece of depth."""
@@ -48,7 +48,7 @@ class Inputs:
 
     def observe(self, piece: int, k: Tensor) -> None:
         """Add the leaf tensors that the graph of an evaluation reaches and that were not known."""
-        for leaf in unknown_leaves([k], self.piece(piece)):
+        for leaf in _walk([k], self.piece(piece))[0]:
             self._add(piece, leaf)
 
     def check(self, piece: int, outputs: Iterable[Tensor], x: Tensor) -> None:
@@ -57,12 +57,27 @@ class Inputs:
         Raises:
             GradientError: F used a tensor that was not found when the forward pass began.
         """
-        for leaf in unknown_leaves(outputs, [*self.piece(piece), x]):
+        for leaf in _walk(outputs, [*self.piece(piece), x])[0]:
             raise GradientError(
                 f"F uses a tensor of shape {tuple(leaf.shape)} that requires a gradient but was not found when the "
                 "solve began (does F use it at some depths only?); make it a parameter of F or hand it over in args=, "
                 "or use gradient='autograd'"
             )
+
+    def check_unrelated(self, piece: int, k: Tensor) -> None:
+        """Raise if one input of F was computed from another, so that a plain vjp of F would count the latter twice.
+
+        Raises:
+            GradientError: names both tensors.
+        """
+        known = self.piece(piece)
+        for z in _walk([k], known)[1]:
+            for behind in _walk(z.grad_fn.next_functions if z.grad_fn else [], known)[1]:
+                raise GradientError(
+                    f"F uses a tensor of shape {tuple(z.shape)} that was computed from another one it holds, of shape "
+                    f"{tuple(behind.shape)}; the adjoint would count that one twice, so compute the first inside F, "
+                    "or use gradient='checkpoint'"
+                )
 
     def _add(self, piece: int, tensor: Tensor) -> None:
         index = self._index.get(id(tensor))
@@ -78,72 +93,63 @@ def needs_gradient(problem: Problem, inputs: Inputs) -> bool:
     return torch.is_grad_enabled() and (problem.x0.requires_grad or bool(inputs.tensors))
 
 
-def reachable(thing: Any) -> Iterator[Tensor]:
-    """Tensors that require a gradient, found in modules, functions (with closures and defaults) and containers."""
-    seen: set[int] = set()
+def vjp(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Any], create_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Σ_i cotangents_iᵀ ∂outputs_i/∂inputs, the inputs taken as independent even where one was computed from another.
 
-    def walk(thing: Any, depth: int) -> Iterator[Tensor]:
-        if isinstance(thing, str | bytes | int | float | type | types.ModuleType) or id(thing) in seen or depth < 0:
-            return
-        seen.add(id(thing))
-        if isinstance(thing, Tensor):
-            if thing.requires_grad:
-                yield thing
-            return
-        for part in _parts(thing):
-            yield from walk(part, depth - 1)
-
-    yield from walk(thing, DEPTH_OF_SEARCH)
+    The graph behind an input belongs to whoever computed it: no gradient enters it here, and it is not freed.
+    """
+    with _cut(inputs):
+        return torch.autograd.grad(
+            outputs, inputs, cotangents, retain_graph=True, create_graph=create_graph, allow_unused=True
+        )
 
 
-def _parts(thing: Any) -> Iterable[Any]:
-    if isinstance(thing, nn.Module):
-        inner = [v for module in thing.modules() for k, v in vars(module).items() if not k.startswith("_")]
-        return [*thing.parameters(), *thing.buffers(), *inner]
-    if isinstance(thing, dict):
-        return thing.values()
-    if isinstance(thing, list | tuple | set | frozenset):
-        return thing
-    if isinstance(thing, functools.partial):
-        return [thing.func, *thing.args, *thing.keywords.values()]
-    if isinstance(thing, types.MethodType):
-        return [thing.__self__, thing.__func__]
-    if isinstance(thing, types.FunctionType):
-        cells = [cell.cell_contents for cell in thing.__closure__ or () if _filled(cell)]
-        return [*cells, *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
-    if isinstance(thing, Callable) and hasattr(thing, "__dict__"):
-        return vars(thing).values()
-    return ()
+@contextlib.contextmanager
+def _cut(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """While this holds, gradients arrive at `tensors` but do not pass through them."""
 
+    def stop(output: int) -> Callable[[Any], Any]:
+        def hook(grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+            return tuple(g if i != output or g is None else torch.zeros_like(g) for i, g in enumerate(grads))
 
-def _filled(cell: types.CellType) -> bool:
+        return hook
+
+    handles = [t.grad_fn.register_prehook(stop(t.output_nr)) for t in tensors if t.grad_fn is not None]
     try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def unknown_leaves(outputs: Iterable[Tensor], known: Iterable[Tensor]) -> list[Tensor]:
-    """Leaf tensors that the graph of `outputs` reaches without passing through a tensor in `known`."""
-    leaves_known, edges_known = set(), set()
+def _walk(start: Iterable[Tensor | Edge], known: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Walk the graph behind tensors or edges, not past a tensor in `known`: unknown leaves, known tensors reached."""
+    leaves, edges = {}, {}
     for tensor in known:
         if tensor.grad_fn is None:
-            leaves_known.add(id(tensor))
+            leaves[id(tensor)] = tensor
         else:
-            edges_known.add((tensor.grad_fn, tensor.output_nr))
-    found: dict[int, Tensor] = {}
-    stack: list[tuple[Any, int]] = [(out.grad_fn, out.output_nr) for out in outputs]
+            edges[tensor.grad_fn, tensor.output_nr] = tensor
+    unknown: dict[int, Tensor] = {}
+    reached: dict[int, Tensor] = {}
+    stack: list[Edge] = [(s.grad_fn, s.output_nr) if isinstance(s, Tensor) else s for s in start]
     seen = set()
     while stack:
         edge = stack.pop()
         node = edge[0]
-        if node is None or node in seen or edge in edges_known:
+        if node is None or node in seen:
+            continue
+        if edge in edges:
+            reached[id(edges[edge])] = edges[edge]
             continue
         seen.add(node)
         leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            if id(leaf) not in leaves_known:
-                found[id(leaf)] = leaf
-            continue
-        stack.extend(node.next_functions)
-    return list(found.values())
+        if leaf is None:
+            stack.extend(node.next_functions)
+        elif id(leaf) in leaves:
+            reached[id(leaf)] = leaf
+        else:
+            unknown[id(leaf)] = leaf
+    return list(unknown.values()), list(reached.values())

@@ -150,14 +150,10 @@ class _RunningStatistics:
         self.module.momentum = self.momentum
         if not kept or self.evaluations == 0:
             return
-        with torch.no_grad():
-            assert self.module.num_batches_tracked is not None
-            self.module.num_batches_tracked += 1
-            momentum = self.momentum
-            if momentum is None:
-                momentum = 1.0 / float(self.module.num_batches_tracked)
-            for buffer, old, new in zip(self._buffers(), self.old[:2], mean[:2], strict=True):
-                buffer.copy_(torch.lerp(old, new, momentum))
+        tracked = self.old[2] + 1
+        momentum = 1.0 / float(tracked) if self.momentum is None else self.momentum
+        old, new = self.old[:2], mean[:2]
+        self._restore((torch.lerp(old[0], new[0], momentum), torch.lerp(old[1], new[1], momentum), tracked))
 
     def _buffers(self) -> tuple[Tensor, Tensor]:
         assert self.module.running_mean is not None
@@ -170,9 +166,10 @@ class _RunningStatistics:
         return mean.clone(), var.clone(), self.module.num_batches_tracked.clone()
 
     def _restore(self, snapshot: tuple[Tensor, Tensor, Tensor]) -> None:
+        # Through .data: batch_norm saves these buffers for its backward pass and does not read them there in training
+        # mode, so a new version of them must not spoil the graph.
         mean, var = self._buffers()
         assert self.module.num_batches_tracked is not None
-        with torch.no_grad():
-            mean.copy_(snapshot[0])
-            var.copy_(snapshot[1])
-            self.module.num_batches_tracked.copy_(snapshot[2])
+        mean.data.copy_(snapshot[0])
+        var.data.copy_(snapshot[1])
+        self.module.num_batches_tracked.data.copy_(snapshot[2])

@@ -12,6 +12,7 @@ from odenet.depth import DepthWeights
 from odenet.errors import FunctionBudgetError, ResidualError
 from odenet.solvers.consistency import Consistency
 from odenet.solvers.explicit import Evaluate
+from odenet.solvers.reach import reachable
 from odenet.solvers.stats import Stats
 
 Observer = Callable[[int, Tensor], None]
@@ -27,6 +28,9 @@ class VectorField:
         interval: (t0, t1); F is never shown a time outside it.
         stats: counts every evaluation.
         max_nfe: budget of forward evaluations, or None.
+
+    Attributes:
+        found: for each piece, the tensors and modules that F reaches there.
     """
 
     def __init__(
@@ -43,10 +47,8 @@ class VectorField:
         self.time_dtype = torch.float32 if x0.dtype.itemsize < 4 else x0.dtype.to_real()
         self.recomputing = False
         self.observer: Observer | None = None
-        functions = (weights.piece(i) for i in range(weights.pieces))
-        self.consistency = Consistency(
-            [list(F.modules()) if isinstance(F, nn.Module) else [] for F in functions], x0.device
-        )
+        self.found = [list(reachable(weights.piece(i))) for i in range(weights.pieces)]
+        self.consistency = Consistency(([m for m in f if isinstance(m, nn.Module)] for f in self.found), x0.device)
 
     def piece(self, index: int) -> Evaluate:
         """F on one piece of depth, as a function of a host time and the state."""
@@ -56,8 +58,9 @@ class VectorField:
         def evaluate(t: float, x: Tensor) -> Tensor:
             nonlocal unseen
             if unseen:
-                unseen = False
-                return self._observed(F, index, t, x)
+                k = self._observed(F, index, t, x)
+                unseen = not k.requires_grad
+                return k.detach()
             return self._evaluate(F, index, t, x)
 
         return evaluate
@@ -85,12 +88,15 @@ class VectorField:
         return self._checked(k, x)
 
     def _observed(self, F: Callable[..., Tensor], index: int, t: float, x: Tensor) -> Tensor:
-        """The first evaluation on a piece, with a graph, so that an observer can see which tensors F uses."""
+        """The first evaluation on a piece, with a graph, so that an observer can see which tensors F uses.
+
+        As long as nothing that F uses requires a gradient there is no graph, and the next evaluation is observed too.
+        """
         assert self.observer is not None
         with torch.enable_grad():
             k = self._evaluate(F, index, t, x.detach())
             self.observer(index, k)
-        return k.detach()
+        return k
 
     def _checked(self, k: Any, x: Tensor) -> Tensor:
         if not isinstance(k, Tensor):

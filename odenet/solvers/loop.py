@@ -53,7 +53,7 @@ def integrate(problem: Problem, watch: Watch | None = None) -> Solution:
             x = trial.x_next
         if not problem.scheme.adaptive and x.device.type == "cpu":
             _check_finite(problem, stepper, x)
-    return Solution(outputs.states, problem.ts, stats, interpolants)
+    return Solution(outputs.states, problem.ts, stats, interpolants if problem.dense else None)
 
 
 class Outputs:
@@ -100,7 +100,7 @@ def _fixed(problem: Problem, stepper: ExplicitRungeKutta) -> Walk:
 
 def _adaptive(problem: Problem, stepper: ExplicitRungeKutta) -> Walk:
     """Steps that hold the local error at the tolerance, each piece ending exactly at its end; one look a step."""
-    scheme, field = problem.scheme, problem.field
+    scheme, field, stats = problem.scheme, problem.field, problem.stats
     rtol, atol = scheme.tolerances
     sign, order = problem.direction, stepper.order
     control = _StepControl(problem)
@@ -110,9 +110,12 @@ def _adaptive(problem: Problem, stepper: ExplicitRungeKutta) -> Walk:
             continue
         f = field.piece(piece)
         first = f(t, x)
-        if h is None:
+        if stats.accepted == 0:
             control.check_start(t, x, first)
+        if h is None:
+            field.consistency.mark()
             h = first_step(f, x, first, (t, end), order, rtol, atol)
+            field.consistency.undo()
         while t != end:
             lands = h * STRETCH >= abs(end - t)
             span = Span(piece, t, end if lands else t + sign * h, 0.0)
@@ -148,6 +151,7 @@ class _StepControl:
         self.problem, self.stats = problem, problem.stats
         self.previous: float | None = None
         self.error: float | None = None
+        self.broken: Trial | None = None
         self.nonfinite_in_a_row = 0
         self.resolution = 16 * torch.finfo(torch.float64).eps * max(abs(problem.t0), abs(problem.t1))
 
@@ -186,6 +190,8 @@ class _StepControl:
                 advice="loosen rtol and atol, raise max_steps, or look for stiffness in F",
             )
         if abs(span.h) <= self.resolution:
+            if self.broken is not None and self.error is not None and not math.isfinite(self.error):
+                raise _nonfinite_error(self.broken, self.stats.nfe, self.error)
             raise StepUnderflowError(
                 "the step became too small to change t",
                 **numbers,
@@ -194,7 +200,7 @@ class _StepControl:
 
     def nonfinite(self, trial: Trial, error: float) -> None:
         """Count a trial that gave NaN or infinity; raise when smaller steps do not help."""
-        self.error = error
+        self.error, self.broken = error, trial
         self.stats.rejected += 1
         self.nonfinite_in_a_row += 1
         if self.nonfinite_in_a_row <= NONFINITE_RETRIES:

@@ -105,6 +105,11 @@ def host_time(name: str, t: Any) -> float:
     return value
 
 
+def _snap(t: float, eps: float, t0: float, t1: float) -> float:
+    """t, or the end of depth that it is when rounded to a dtype with this eps."""
+    return next((end for end in (t0, t1) if abs(t - end) <= eps * max(abs(t0), abs(t1))), t)
+
+
 def _times(ts: Any, t0: float, t1: float) -> list[float]:
     if isinstance(ts, Tensor) and ts.requires_grad:
         raise InputError("ts requires a gradient, but times are constants of the gradient; detach it")
@@ -114,6 +119,8 @@ def _times(ts: Any, t0: float, t1: float) -> list[float]:
         raise InputError(f"ts must be a list or 1-d tensor of times, got {ts!r}") from None
     if not times:
         raise InputError("ts must hold at least one time, got none")
+    if isinstance(ts, Tensor) and ts.is_floating_point():
+        times = [_snap(t, torch.finfo(ts.dtype).eps, t0, t1) for t in times]
     sign = -1.0 if t1 < t0 else 1.0
     previous = t0
     for t in times:

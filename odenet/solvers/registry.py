@@ -25,12 +25,14 @@ class Method(NamedTuple):
         fixed: can walk N equal steps.
         adaptive: can pick its own steps.
         reference: where it comes from.
+        options: names of the options that it takes.
     """
 
     order: int | None
     fixed: bool
     adaptive: bool
     reference: str = ""
+    options: tuple[str, ...] = ()
 
 
 class Backend(Protocol):

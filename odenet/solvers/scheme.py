@@ -11,7 +11,7 @@ import torch
 
 from odenet.errors import InputError, UnknownNameError
 from odenet.solvers.control import MAX_STEPS
-from odenet.solvers.registry import backends, solvers
+from odenet.solvers.registry import backends
 
 DEFAULT_TOLERANCE = 1e-3
 
@@ -51,7 +51,7 @@ class Scheme:
 
     def __post_init__(self) -> None:
         methods = backends[self.backend].methods()
-        if self.solver not in methods:
+        if not isinstance(self.solver, str) or self.solver not in methods:
             raise _unknown_solver(self.solver, self.backend, methods)
         steps = self.steps
         if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
@@ -74,11 +74,12 @@ class Scheme:
             )
         else:
             self._check_adaptive()
-        if self.backend == "native" and self.options:
-            raise InputError(f"options are for other backends, the native solvers have none, got {dict(self.options)}")
         for name in ("options", "gradient_options"):
             if not isinstance(getattr(self, name), Mapping):
                 raise InputError(f"{name} must be a dict, got {getattr(self, name)!r}")
+        if self.backend == "native" and self.options:
+            raise InputError(f"options are for other backends, the native solvers have none, got {dict(self.options)}")
+        check_options(f"option of solver {self.solver!r}", self.options, methods[self.solver].options)
 
     @property
     def adaptive(self) -> bool:
@@ -124,14 +125,24 @@ class Scheme:
 
     def _check_adaptive(self) -> None:
         for name, value in zip(("rtol", "atol"), self.tolerances, strict=True):
-            if not _is_number(value) or value <= 0:
-                raise InputError(f"{name} must be a positive number, got {value!r}")
-        if self.first_step is not None and (not _is_number(self.first_step) or self.first_step <= 0):
-            raise InputError(f"first_step must be a positive number, got {self.first_step!r}")
+            check_tolerance(name, value)
+        if self.first_step is not None:
+            check_tolerance("first_step", self.first_step)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def check_tolerance(name: str, value: Any) -> None:
+    """Raise `InputError` unless `value` is a positive finite number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value <= 0:
+        raise InputError(f"{name} must be a positive number, got {value!r}")
+
+
+def check_options(kind: str, given: Iterable[str], valid: Iterable[str]) -> None:
+    """Raise `UnknownNameError` for the first name in `given` that is not in `valid`."""
+    valid = list(valid)
+    for name in given:
+        if name not in valid:
+            raise UnknownNameError(kind, name, valid)
 
 
 def _check_budget(name: str, value: Any) -> None:
@@ -143,6 +154,6 @@ def _unknown_solver(name: str, backend: str, methods: Iterable[str]) -> UnknownN
     error = UnknownNameError("solver", name, methods)
     if backend == "torchdiffeq":
         error.args = (f"{error.args[0]} (backend torchdiffeq)",)
-    elif name not in solvers:
+    else:
         error.args = (f"{error.args[0]}; more with backend='torchdiffeq'",)
     return error

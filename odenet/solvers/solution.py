@@ -10,6 +10,7 @@ from torch import Tensor
 
 from odenet.errors import InputError
 from odenet.solvers.explicit import Span
+from odenet.solvers.problem import host_time
 from odenet.solvers.stats import Stats
 
 Interpolant = tuple[Span, Callable[[float], Tensor]]
@@ -64,8 +65,13 @@ class Solution:
         Raises:
             InputError: the solve was made without `dense=True`, or t lies outside.
         """
-        if not self._interpolants:
+        if self._interpolants is None:
             raise InputError("a solution can be called only if it was made with dense=True")
+        t = host_time("t", t)
+        if not self._interpolants:
+            if t != self.times[-1]:
+                raise InputError(f"t must be {self.times[-1]:g}, where this solve begins and ends, got {t!r}")
+            return self.last
         first, last = self._interpolants[0][0], self._interpolants[-1][0]
         sign = -1.0 if last.t_next < first.t else 1.0
         if not (sign * first.t <= sign * t <= sign * last.t_next):

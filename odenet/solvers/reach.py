@@ -1,0 +1,68 @@
+"""What F can reach: the tensors and modules in its attributes, closure, globals, defaults and arguments."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+DEPTH_OF_SEARCH = 6
+
+
+def reachable(thing: Any) -> Iterator[Tensor | nn.Module]:
+    """Tensors and modules in modules, functions (with what they close over), methods and containers, each once."""
+    seen: set[int] = set()
+
+    def walk(thing: Any, depth: int) -> Iterator[Tensor | nn.Module]:
+        if isinstance(thing, str | bytes | int | float | type | types.ModuleType) or id(thing) in seen or depth < 0:
+            return
+        seen.add(id(thing))
+        if isinstance(thing, Tensor):
+            yield thing
+            return
+        if isinstance(thing, nn.Module):
+            for module in thing.modules():
+                seen.add(id(module))
+                yield module
+        for part in _parts(thing):
+            yield from walk(part, depth - 1)
+
+    yield from walk(thing, DEPTH_OF_SEARCH)
+
+
+def _parts(thing: Any) -> Iterable[Any]:
+    if isinstance(thing, nn.Module):
+        inner = [v for module in thing.modules() for k, v in vars(module).items() if not k.startswith("_")]
+        return [*thing.parameters(), *thing.buffers(), *inner]
+    if isinstance(thing, dict):
+        return thing.values()
+    if isinstance(thing, list | tuple | set | frozenset):
+        return thing
+    if isinstance(thing, functools.partial):
+        return [thing.func, *thing.args, *thing.keywords.values()]
+    if isinstance(thing, types.MethodType):
+        owner = thing.__self__
+        return [owner, thing.__func__, *getattr(owner, "__dict__", {}).values()]
+    if isinstance(thing, types.FunctionType):
+        cells = [cell.cell_contents for cell in thing.__closure__ or () if _filled(cell)]
+        return [*cells, *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values(), *_globals(thing)]
+    if isinstance(thing, Callable) and hasattr(thing, "__dict__"):
+        return vars(thing).values()
+    return ()
+
+
+def _globals(function: types.FunctionType) -> list[Any]:
+    """Global tensors, modules and functions of the same file that a function names, as in a notebook's `net(x)`."""
+    space = function.__globals__
+    named = [space[name] for name in function.__code__.co_names if name in space]
+    return [v for v in named if isinstance(v, Tensor | nn.Module) or getattr(v, "__globals__", None) is space]
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
