@@ -27,28 +27,29 @@ __all__ = [
 CAPTIONS = {
     "accuracy_nfe": (
         "Accuracy and function evaluations",
-        "Each trained network, its weights untouched, walked by other solvers. Above: Euler’s method with more and more "
-        "steps; a line that stays level belongs to a network whose answer does not depend on how finely depth is walked. "
-        "Below: each network by itself with all solvers. A ring marks the solver that a network was trained with, dashed "
-        "lines are the controls. The scale is by error rate: the same height means the same factor of errors.",
+        "Each trained network, its weights untouched, walked by other solvers. Above: Euler’s method with more and "
+        "more steps; a line that stays level belongs to a network whose accuracy does not depend on how finely depth "
+        "is walked. Below: each network by itself with all solvers. A ring marks the solver that a network was "
+        "trained with, dashed lines are the controls. The scale is by error rate: "
+        "equal heights are equal factors of errors.",
     ),
     "swap_matrix": (
         "Every network under every solver",
-        "Rows are networks, columns are solvers with their steps or tolerance. Above: test accuracy. Below: the share of "
-        "test samples whose class is not the one that they had under the training solver (framed), whether that was "
+        "Rows are networks, columns are solvers with their steps or tolerance. Above: test accuracy. Below: the share "
+        "of test samples whose class is not the one that they had under the training solver (framed), whether that was "
         "right or wrong.",
     ),
     "training_curves": (
         "Training",
         "Loss (logarithmic), test accuracy (by error rate) and evaluations of F in each epoch. Lines of NFE that "
-        "coincide are drawn side by side. An adaptive solver chooses its NFE: a rising line is dynamics that became "
-        "harder to solve.",
+        "coincide are drawn side by side. An adaptive solver chooses its NFE: a rising line means that the same "
+        "tolerance took more evaluations as training went on.",
     ),
     "hidden_states": (
         "Hidden states through depth",
         "The way of test samples through the last block, in the two principal components of each network’s own states "
-        "(in brackets their share of the variance), coloured by class. Dots are layers or accepted steps, marks are the "
-        "final states. Positions cannot be compared between panels, shapes can.",
+        "(in brackets their share of the variance), coloured by class. Dots are layers or accepted steps, larger marks "
+        "the final states. Positions cannot be compared between panels, shapes can.",
     ),
 }
 

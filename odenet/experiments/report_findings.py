@@ -7,7 +7,7 @@ from typing import Any
 
 from odenet.experiments.report_table import evaluations, known, mebibytes, percent
 
-MARGIN = 0.01  # a network survives a solver if it loses no more accuracy than this
+MARGIN = 0.01  # a network survives a solver under which its accuracy differs by no more than this
 Network = dict[str, Any]
 Cell = dict[str, Any]
 
@@ -144,7 +144,8 @@ def _under_other_solvers(network: Network) -> str:
     steps, last = smallest_euler(network), cells[-1]
     own = f"{network['label']} ({trained_with(network)}, {percent(network['test_accuracy'])})"
     if steps is not None:
-        text = f"{own}: accuracy stays within {points(MARGIN)} from {_steps(steps)} of Euler’s method up to {last['steps']}"
+        text = f"{own}: accuracy stays within {points(MARGIN)} from {_steps(steps)} of Euler’s method up to "
+        text += str(last["steps"])
     else:
         text = f"{own}: accuracy is {percent(last['accuracy'])} at {_steps(last['steps'])} of Euler’s method"
         held = [c["steps"] for c in cells if _holds(network, c)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -19,7 +19,7 @@ MEASURED = (
         "NFE forward, NFE backward",
         "Evaluations of the residual function F in a forward pass and during the backward pass (recomputation, or the "
         "adjoint’s solve), summed over the blocks, mean over the training steps of the last epoch. Backpropagation "
-        "through stored steps evaluates no F: 0.",
+        "through stored steps needs none.",
     ),
     ("Test accuracy", "Share of the test set that is classified rightly, after the last epoch."),
     ("Train loss", "Mean cross-entropy of the training samples as they were seen during the last epoch."),
@@ -34,14 +34,14 @@ MEASURED = (
     ),
     (
         "Peak training memory",
-        "On a CPU the peak of what one training step saves for its backward pass, parameters left out; on CUDA the peak "
-        "of allocated memory. 1 MiB is 2²⁰ bytes.",
+        "On a CPU the peak of what one training step saves for its backward pass, parameters left out; on CUDA the "
+        "peak of allocated memory. 1 MiB is 2²⁰ bytes.",
     ),
     (
         "Solver swap",
         "The trained weights, untouched, walked by another solver over the same test set. Flips are the samples whose "
-        "class is not the one that they had under the training solver. A network with untied layers that is walked with "
-        "fewer steps than layers keeps every k-th layer.",
+        "class is not the one that they had under the training solver. A network with untied layers that is walked "
+        "with fewer steps than layers keeps every k-th layer.",
     ),
 )
 
@@ -169,13 +169,14 @@ def html(page: Page) -> str:
 def _html_table(results: Results) -> str:
     headings = "".join(f"<th scope=col>{escape(column.heading)}</th>" for column in TABLE_COLUMNS)
     parts = [f"<thead><tr>{headings}</tr></thead>"]
-    row_of: Callable[[dict[str, str]], str] = lambda row: "<tr>{}</tr>".format(  # noqa: E731
-        "".join(f"<td>{escape(row[column.heading])}</td>" for column in TABLE_COLUMNS)
-    )
     for title, rows in sections(results):
         name = f"<tr class=section><td colspan={len(TABLE_COLUMNS)}>{title}</td></tr>" if title == "controls" else ""
-        parts.append(f"<tbody>{name}{''.join(map(row_of, rows))}</tbody>")
+        parts.append(f"<tbody>{name}{''.join(map(_html_row, rows))}</tbody>")
     return f"<div class=wide><table>{''.join(parts)}</table></div>"
+
+
+def _html_row(row: Mapping[str, str]) -> str:
+    return f"<tr>{''.join(f'<td>{escape(row[column.heading])}</td>' for column in TABLE_COLUMNS)}</tr>"
 
 
 def _inline(files: Mapping[str, Path]) -> str:
@@ -210,11 +211,13 @@ figure { margin: 0; }
 img { display: block; width: 100%; height: auto; background: #fff; border-radius: 4px; }
 figcaption { margin-top: .6rem; }
 dt { font-weight: 600; } dd { margin: 0 0 .7rem; }
-pre { overflow-x: auto; background: var(--soft); padding: .8rem; border-radius: 4px; font-size: .8rem; line-height: 1.4; }
+pre { overflow-x: auto; background: var(--soft); padding: .8rem; border-radius: 4px;
+  font-size: .8rem; line-height: 1.4; }
 @media print {
   :root { --ink: #000; --muted: #444; --rule: #ccc; --paper: #fff; --soft: #f5f5f5; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   figure, tr, li { break-inside: avoid; } h2 { break-after: avoid; }
-  .wide { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: .2rem .3rem; } pre { white-space: pre-wrap; }
+  .wide { overflow: visible; } table { font-size: 7.5pt; } th, td { padding: .2rem .3rem; }
+  pre { white-space: pre-wrap; }
 }
 """
