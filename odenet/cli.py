@@ -28,6 +28,10 @@ odenet: residual networks as numerical integrators
   odenet COMMAND --config-dir DIR         add configs of your own
 """
 BAD_INPUT = 2
+FLAGS_WITH_VALUE = (
+    *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--package", "-p", "--cfg", "-c", "--info", "-i", "--experimental-rerun"),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,7 +103,7 @@ def _hydra(name: str, command: Command, rest: list[str]) -> None:
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, and come out as a sentence
     previous = sys.argv
-    sys.argv = [f"odenet {name}", *rest]
+    sys.argv = [f"odenet {name}", *flags_first(rest)]
     application: Callable[[], Any] = hydra.main(
         version_base="1.3", config_path=str(command.folder()), config_name=name
     )(task)
@@ -111,6 +115,21 @@ def _hydra(name: str, command: Command, rest: list[str]) -> None:
         print(f"odenet {name}: {error}", file=sys.stderr)
     if failures:
         raise failures[-1]
+
+
+def flags_first(words: list[str]) -> list[str]:
+    """The words of a command line with Hydra's flags before the overrides: argparse takes them in that order only."""
+    flags, overrides = [], []
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        flags.append(word)
+        if word in FLAGS_WITH_VALUE and words:
+            flags.append(words.pop(0))
+    return flags + overrides
 
 
 def _sentence(error: BaseException, rest: list[str]) -> str | None:

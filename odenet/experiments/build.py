@@ -95,6 +95,15 @@ def rehearse(config: DictConfig, data: DataSet) -> None:
             ) from error
 
 
+def device_of(accelerator: str) -> torch.device:
+    """The first device of an accelerator as Lightning Fabric names it."""
+    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator in ("gpu", "mps", "auto") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 

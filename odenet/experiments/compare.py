@@ -13,7 +13,7 @@ from rich.console import Console
 from odenet.artifacts import read_json, write_json, write_text
 from odenet.data import DataSet
 from odenet.errors import InputError, RunError
-from odenet.experiments.build import build_data, build_model, build_training, rehearse
+from odenet.experiments.build import build_data, build_model, build_training, device_of, rehearse
 from odenet.experiments.config import contender_config
 from odenet.experiments.contender import Contender
 from odenet.experiments.environment import environment
@@ -95,15 +95,20 @@ def _estimate(config: DictConfig, data: DataSet) -> float:
     with torch.random.fork_rng():
         model = build_model(config, data)
         _, _, settings = build_training(config)
-        x, y = data.prepare(data.train_x[: settings.batch_size]), data.train_y[: settings.batch_size]
+        device = device_of(settings.accelerator)
+        model.to(device)
+        x = data.prepare(data.train_x[: settings.batch_size].to(device))
+        y = data.train_y[: settings.batch_size].to(device)
         seconds = []
         for _ in range(PROBE_STEPS):
             start = time.perf_counter()
-            torch.nn.functional.cross_entropy(model(x), y).backward()
+            loss = torch.nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            loss.item()
             seconds.append(time.perf_counter() - start)
         with torch.no_grad():
             start = time.perf_counter()
-            model(x)
+            model(x).sum().item()
             forward = time.perf_counter() - start
     batches = len(data.train_x) / settings.batch_size
     tests = len(data.test_x) / settings.batch_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,23 @@ def contender_config(comparison: DictConfig, overrides: list[str]) -> DictConfig
         overrides: the contender's overrides of `odenet train`.
 
     Returns:
-        A composed config; groups that the contender does not override itself are the comparison's.
+        A composed config. Groups that all contenders share are the comparison's, unless the contender chooses its own;
+        single keys that it sets in them are set on top.
     """
     from hydra import compose
+    from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    config = compose("train", overrides=list(overrides))
-    own = {override.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] for override in overrides}
+    parsed = {text: OverridesParser.create().parse_override(text) for text in overrides}
+    on_top = {text: o for text, o in parsed.items() if o.key_or_group.split(".")[0] in SHARED and "." in o.key_or_group}
+    chosen = {o.key_or_group for o in parsed.values()}
+    config = compose("train", overrides=[text for text in overrides if text not in on_top])
     with open_dict(config):
         for key in SHARED:
-            if key not in own:
+            if key not in chosen:
                 config[key] = comparison[key]
+    for override in on_top.values():
+        with open_dict(config) if override.is_add() else nullcontext():
+            OmegaConf.update(config, override.key_or_group, override.value())
     return config
 
 

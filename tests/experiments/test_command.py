@@ -60,7 +60,13 @@ def test_every_choice_of_a_group_trains(odenet, group):
     for path in sorted((config_folder() / group).glob("*.yaml")):
         words = [f"{group}={path.stem}", "trainer.epochs=1"]
         if group == "residual" and path.stem != "mlp":
-            words += ["data=digits", "network=image", "trainer.epochs=1", "trainer.batch_size=720", "network.widths=[4]"]
+            words += [
+                "data=digits",
+                "network=image",
+                "trainer.epochs=1",
+                "trainer.batch_size=720",
+                "network.widths=[4]",
+            ]
             base = [w for w in TRAIN if not w.startswith("data") and not w.startswith("trainer.batch")]
         else:
             base = TRAIN
