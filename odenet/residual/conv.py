@@ -78,6 +78,7 @@ class Conv(_ConvStack):
         activation: str = "relu",
         zero_init: bool = False,
     ):
+        check_size("channels", channels)
         width = channels if width is None else width
         check_size("width", width)
         super().__init__(channels, [(3, width), (3, channels)], norm, time, activation, zero_init)

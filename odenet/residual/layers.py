@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 NORMS = ("group", "layer", "batch", "none")
 TIMES = ("none", "concat", "film")
 MAX_GROUPS = 8
+MIN_CHANNELS = 4
 
 
 def activation_layer(name: str) -> nn.Module:
@@ -37,13 +38,18 @@ def activation_layer(name: str) -> nn.Module:
 def norm_layer(name: str, channels: int, spatial: bool) -> nn.Module:
     """A normalisation over `channels` for states (batch, channels) or, if `spatial`, (batch, channels, H, W).
 
-    "group" takes the largest number of groups up to 8 that divides `channels`; "layer" is one group.
+    "group" takes the largest number of groups up to 8 that divides `channels`, for vectors with at least 4 channels in
+    each: two values normalised together are always 1 and -1, and one alone is 0. "layer" is one group.
 
     Raises:
         UnknownNameError: no such norm.
+        InputError: one channel of a vector, which a group or layer norm would make constant.
     """
+    if name in ("group", "layer") and not spatial and channels == 1:
+        raise InputError(f"norm={name!r} makes a single channel constant; use more channels or norm='none'")
     if name == "group":
-        groups = max(g for g in range(1, MAX_GROUPS + 1) if channels % g == 0)
+        smallest = 1 if spatial else MIN_CHANNELS
+        groups = max(g for g in range(1, MAX_GROUPS + 1) if channels % g == 0 and (g == 1 or channels // g >= smallest))
         return nn.GroupNorm(groups, channels)
     if name == "layer":
         return nn.GroupNorm(1, channels)
