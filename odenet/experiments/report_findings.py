@@ -149,7 +149,7 @@ def _under_other_solvers(network: Network) -> str:
     else:
         text = f"{own}: accuracy is {percent(last['accuracy'])} at {_steps(last['steps'])} of Euler’s method"
         held = [c["steps"] for c in cells if _holds(network, c)]
-        text += f" and within {points(MARGIN)} only at {_listed([str(s) for s in held])}" if held else ""
+        text += f" and within {points(MARGIN)} only at {', '.join(map(str, held))}" if held else ""
     return f"{text}.{_flips(network, cells)}"
 
 

@@ -113,10 +113,11 @@ def _scale(axes: Axes, networks: list[Network], controls: list[Network], n_test:
         evaluations.append(number(network["nfe_forward"]))
     evaluations = [e for e in evaluations if e > 0] or [1.0]
     axes.set_xscale("log", base=2)
-    low, high = math.floor(math.log2(min(evaluations))), math.ceil(math.log2(max(evaluations)))
-    axes.set_xlim(2.0 ** (low - 0.3), 2.0 ** (max(high, low + 1) + 0.15))
-    stride = 1 if high - low <= 9 else 2
-    ticks = [2.0**p for p in range(low, high + 1, stride)]
+    low, high = math.log2(min(evaluations)) - 0.3, math.log2(max(evaluations)) + 0.15
+    high = max(high, low + 2)
+    axes.set_xlim(2.0**low, 2.0**high)
+    stride = 1 if high - low <= 10 else 2
+    ticks = [2.0**p for p in range(math.ceil(low), math.floor(high) + 1, stride)]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.set_xticks([], minor=True)
     style.accuracy_scale(axes, accuracies, n_test)

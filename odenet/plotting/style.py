@@ -216,7 +216,8 @@ def accuracy_height(accuracy: Any, n_test: int) -> Any:
 def _accuracy_ticks(bottom: float, top: float, n_test: int) -> list[float]:
     """Round accuracies between two heights: from the coarsest list that has four, well apart."""
     kept: list[float] = []
-    for candidates in (COARSE, FINE, [i / 200 for i in range(201)], [i / 2000 for i in range(2001)]):
+    evenly = [[i / n for i in range(n + 1)] for n in (10, 20, 50, 100, 200, 500, 1000, 10_000)]
+    for candidates in (COARSE, FINE, *evenly):
         heights = accuracy_height(candidates, n_test)
         kept, last = [], math.inf
         for tick, height in sorted(zip(candidates, heights, strict=True), reverse=True):
