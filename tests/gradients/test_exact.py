@@ -1,4 +1,4 @@
-"""Gradient methods labelled exact against backprop through the same steps; the adjoint against the truth in the limit."""
+"""Gradient methods labelled exact against backprop through the same steps; the adjoint in the limit."""
 
 import copy
 import weakref

@@ -118,18 +118,21 @@ def test_statistics_are_left_alone_by_a_solve_that_breaks_down(x):
     assert F.norm.momentum == 0.1 and F.norm.track_running_stats
 
 
-@pytest.mark.parametrize("make", [lambda F: F, lambda F: lambda t, x: F(t, x), lambda F: F.forward], ids=["module", "closure", "method"])  # fmt: skip
+WAYS = {"module": lambda F: F, "closure": lambda F: lambda t, x: F(t, x), "method": lambda F: F.forward}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", [Normed, Masked])
 @pytest.mark.parametrize("gradient", EXACT)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: s["solver"])
-def test_gradients_and_statistics_are_those_of_backprop(scheme, gradient, kind, make, x):
+def test_gradients_and_statistics_are_those_of_backprop(scheme, gradient, kind, way, x):
     F = kind()
     results = {}
     for method in ("autograd", gradient):
         G = copy.deepcopy(F)
         torch.manual_seed(3)
         x0 = x.clone().requires_grad_()
-        solution = odenet.solve(make(G), x0, gradient=method, **scheme)
+        solution = odenet.solve(WAYS[way](G), x0, gradient=method, **scheme)
         after_solve = torch.get_rng_state()
         solution.last.square().sum().backward()
         assert torch.equal(torch.get_rng_state(), after_solve)
