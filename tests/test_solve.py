@@ -95,6 +95,7 @@ REFUSED = [
     ({"F": lambda x: x}, r"takes \(x\); wrap a block with forward\(x\) in odenet.residual.from_block"),
     ({"F": nn.Linear(3, 3)}, r"Linear takes \(input.*from_block"),
     ({"F": odenet.residual.MLP}, "got the class MLP; make an instance"),
+    ({"F": odenet.depth.PiecewiseConstant([net(), net()]), "steps": 3}, "across a knot.*0.5.*multiple of 2 steps"),
     ({"dense": True, "backend": "torchdiffeq"}, "dense=True needs backend='native'"),
 ]
 

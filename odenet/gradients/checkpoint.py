@@ -151,7 +151,7 @@ def _differentiable(
     record: _Record, x0: Tensor, tensors: tuple[Tensor, ...], cotangents: tuple[Tensor | None, ...]
 ) -> tuple[Tensor | None, ...]:
     """The same gradients with a graph of their own, for second derivatives: all steps again, on the tape."""
-    x = start = x0.view_as(x0)
+    x = x0
     states = [x] * len(cotangents)
     with record.problem.field.recompute():
         for number, due in enumerate(record.due()):
@@ -161,10 +161,10 @@ def _differentiable(
             for index, output in zip(due, outputs, strict=True):
                 states[index] = output
     pairs = [(s, g) for s, g in zip(states, cotangents, strict=True) if g is not None and s.requires_grad]
-    inputs = [t for t in (start, *tensors) if t.requires_grad]
+    inputs = [t for t in (x0, *tensors) if t.requires_grad]
     grads = vjp([state for state, _ in pairs], inputs, [g for _, g in pairs], create_graph=True)
     found = dict(zip(map(id, inputs), grads, strict=True))
-    return tuple(found.get(id(t)) for t in (start, *tensors))
+    return tuple(found.get(id(t)) for t in (x0, *tensors))
 
 
 def _sum(total: Tensor | None, part: Tensor | None) -> Tensor | None:

@@ -105,6 +105,31 @@ def test_rejected_steps_and_the_probe_of_the_first_step_leave_the_statistics_alo
         assert float(F.norm.running_mean) == pytest.approx(mean, rel=1e-9)
 
 
+GLOBAL_NORM = nn.BatchNorm1d(3)
+
+
+def through_a_global(t, x):
+    return GLOBAL_NORM(x)
+
+
+class Dynamics:
+    def __init__(self, norm):
+        self.norm = norm
+
+    def field(self, t, x):
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("way", ["global", "bound method", "list"])
+def test_running_statistics_are_found_where_F_is_a_function(way):
+    norm = GLOBAL_NORM if way == "global" else nn.BatchNorm1d(3)
+    norms = [norm]
+    F = {"global": through_a_global, "bound method": Dynamics(norm).field, "list": lambda t, x: norms[0](x)}[way]
+    before = int(norm.num_batches_tracked)
+    odenet.solve(F, torch.randn(4, 3), solver="rk4", steps=3)
+    assert norm.num_batches_tracked == before + 1
+
+
 def test_statistics_are_left_alone_by_a_solve_that_breaks_down(x):
     F = Normed()
 

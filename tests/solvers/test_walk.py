@@ -12,7 +12,7 @@ from torch import nn
 import odenet
 from odenet.depth import PiecewiseConstant
 from odenet.gradients import gradients
-from odenet.solvers import backends
+from odenet.solvers import backends, solvers
 from tests.oracles import PROBLEMS, Counted
 
 WALKS = [
@@ -134,15 +134,26 @@ def test_a_fixed_step_costs_its_stages(solver, cost, x):
     assert odenet.solve(PROBLEMS[0].F, x, solver=solver, steps=7).stats.nfe == 7 * cost
 
 
+@pytest.mark.parametrize("solver", solvers)
+def test_the_slope_at_the_end_of_a_step_that_dense_output_needed_starts_the_next_step(solver, x):
+    plain = odenet.solve(PROBLEMS[0].F, x, solver=solver, steps=7).stats.nfe
+    dense = odenet.solve(PROBLEMS[0].F, x, solver=solver, steps=7, dense=True)
+    assert plain <= dense.stats.nfe <= plain + 1
+    dense(0.37)
+    assert dense.stats.nfe <= plain + 1
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 300), st.floats(-50, 50), st.floats(-50, 50))
 def test_a_fixed_grid_is_uniform_ends_exactly_and_never_leaves_the_interval(steps, t0, t1):
     F = Counted(lambda t, x: torch.zeros_like(x))
-    solution = odenet.solve(F, torch.zeros(1, dtype=torch.float64), (t0, t1), solver="euler", steps=steps)
+    solution = odenet.solve(F, torch.zeros(1, dtype=torch.float64), (t0, t1), solver="heun2", steps=steps)
+    assert float(solution.last) == 0
     if t0 == t1:
         assert F.calls == 0
         return
-    assert F.calls == steps == solution.stats.accepted
+    assert F.calls == 2 * steps == 2 * solution.stats.accepted
+    assert F.times[0] == t0 and F.times[-1] == t1
     assert all(min(t0, t1) <= t <= max(t0, t1) for t in F.times)
     assert all((b - a) * (t1 - t0) >= 0 for a, b in pairwise([*F.times, t1]))
     assert max(solution.stats.h) == pytest.approx(abs(t1 - t0) / steps)
