@@ -143,7 +143,7 @@ def _step_back(
     if a is not None:
         roots, seeds = [x_next, *roots], [a, *seeds]
     record.inputs.check(piece, roots, x)
-    first, *rest = vjp(roots, [x, *tensors], seeds)
+    first, *rest = vjp(roots, [x, *tensors], seeds, keep=record.inputs.computed)
     return first, rest
 
 

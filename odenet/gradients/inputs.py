@@ -29,12 +29,14 @@ class Inputs:
     Attributes:
         tensors: all of them.
         of: for each piece, indices into `tensors`.
+        computed: whether F may use a tensor that was computed before the solve, so that its graph must not be freed.
     """
 
     def __init__(self, problem: Problem):
         self.tensors: list[Tensor] = []
         self._index: dict[int, int] = {}
         self.of: list[list[int]] = []
+        self.computed = False
         shared = list(reachable(problem.args))
         for piece, found in enumerate(problem.field.found):
             self.of.append([])
@@ -50,6 +52,7 @@ class Inputs:
         """Add the leaf tensors that the graph of an evaluation reaches and that were not known."""
         for leaf in _walk([k], self.piece(piece))[0]:
             self._add(piece, leaf)
+            self.computed = True
 
     def check(self, piece: int, outputs: Iterable[Tensor], x: Tensor) -> None:
         """Raise if the graph of recomputed steps reaches a leaf that is not among the inputs.
@@ -84,6 +87,7 @@ class Inputs:
         if index is None:
             index = self._index[id(tensor)] = len(self.tensors)
             self.tensors.append(tensor)
+            self.computed = self.computed or tensor.grad_fn is not None
         if index not in self.of[piece]:
             self.of[piece].append(index)
 
@@ -94,15 +98,19 @@ def needs_gradient(problem: Problem, inputs: Inputs) -> bool:
 
 
 def vjp(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Any], create_graph: bool = False
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    cotangents: Sequence[Any],
+    keep: bool = True,
+    create_graph: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """Σ_i cotangents_iᵀ ∂outputs_i/∂inputs, the inputs taken as independent even where one was computed from another.
 
-    The graph behind an input belongs to whoever computed it: no gradient enters it here, and it is not freed.
+    The graph behind an input belongs to whoever computed it: no gradient enters it here, and `keep` keeps it.
     """
     with _cut(inputs):
         return torch.autograd.grad(
-            outputs, inputs, cotangents, retain_graph=True, create_graph=create_graph, allow_unused=True
+            outputs, inputs, cotangents, retain_graph=keep, create_graph=create_graph, allow_unused=True
         )
 
 
