@@ -64,7 +64,8 @@ class _Saved:
     __slots__ = ("meter", "tensor")
 
     def __init__(self, tensor: Tensor, meter: SavedTensorMeter | None):
-        self.tensor, self.meter = tensor, meter
+        self.tensor = tensor.detach()  # an operation that saves its own output would hold itself alive through it
+        self.meter = meter
 
     def __del__(self) -> None:
         if self.meter is not None:
