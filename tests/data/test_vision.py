@@ -19,11 +19,7 @@ TRAIN, TEST = 60, 20
 
 def idx(array: np.ndarray) -> bytes:
     """The IDX format: magic number (0, 0, type 8 = uint8, rank), big-endian sizes, then the bytes."""
-    return (
-        struct.pack(">BBBB", 0, 0, 8, array.ndim)
-        + struct.pack(f">{array.ndim}I", *array.shape)
-        + array.tobytes()
-    )
+    return struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
 def write_mnist(folder):
@@ -152,9 +148,7 @@ def test_damaged_cifar_file(tmp_path, monkeypatch):
 def test_a_failed_download_is_one_sentence(tmp_path, monkeypatch):
     vision = pytest.importorskip("torchvision").datasets
     monkeypatch.setattr(vision.MNIST, "mirrors", ["http://127.0.0.1:9/"])
-    with pytest.raises(
-        RunError, match=f"cannot load mnist from {tmp_path}/MNIST/raw .*check the network"
-    ) as caught:
+    with pytest.raises(RunError, match=f"cannot load mnist from {tmp_path}/MNIST/raw .*check the network") as caught:
         mnist(root=tmp_path)
     assert "\n" not in str(caught.value)
 
