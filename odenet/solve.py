@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 from torch import Tensor
 
@@ -31,6 +32,9 @@ def make_scheme(
     Raises:
         InputError: a value that cannot be used, or two that cannot be used together.
     """
+    steps = numerics.get("steps")
+    if isinstance(steps, SupportsIndex) and not isinstance(steps, bool):
+        numerics["steps"] = index(steps)  # an integer of NumPy or torch is one too
     if gradient is None:
         gradient = default_gradient if backend == "native" else "autograd"
     method = gradients[gradient]

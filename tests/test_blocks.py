@@ -262,3 +262,12 @@ def test_lists_hold_what_the_registries_hold():
     assert {"dopri5", "rk4", "implicit_adams"} <= set(odenet.list_solvers("torchdiffeq"))
     with pytest.raises(odenet.errors.UnknownNameError, match="did you mean 'torchdiffeq'"):
         odenet.list_solvers("torchdifeq")
+
+
+def test_steps_may_be_an_integer_of_numpy_or_torch():
+    import numpy as np
+
+    x = torch.randn(2, 3)
+    F = odenet.residual.MLP(3, norm="none").to(x.dtype)
+    assert odenet.ResNet(F, steps=np.int64(4)).scheme == odenet.ResNet(F, steps=4).scheme
+    assert odenet.ResNet(F, steps=torch.tensor(4)).scheme.steps == 4
