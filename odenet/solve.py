@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from operator import index
-from typing import Any, SupportsIndex
+from typing import Any
 
 from torch import Tensor
 
@@ -32,9 +33,9 @@ def make_scheme(
     Raises:
         InputError: a value that cannot be used, or two that cannot be used together.
     """
-    steps = numerics.get("steps")
-    if isinstance(steps, SupportsIndex) and not isinstance(steps, bool):
-        numerics["steps"] = index(steps)  # an integer of NumPy or torch is one too
+    if not isinstance(numerics.get("steps"), bool | None):
+        with contextlib.suppress(TypeError):
+            numerics["steps"] = index(numerics["steps"])  # an integer of NumPy or torch is one too
     if gradient is None:
         gradient = default_gradient if backend == "native" else "autograd"
     method = gradients[gradient]
