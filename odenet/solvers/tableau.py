@@ -88,12 +88,52 @@ _add(
 )
 _add(
     Tableau(
+        name="ralston2",
+        order=2,
+        c=(0, 2 / 3),
+        a=((), (2 / 3,)),
+        b=(1 / 4, 3 / 4),
+        reference="Ralston 1962 (smallest error bound of the second-order methods)",
+    )
+)
+_add(
+    Tableau(
+        name="heun3",
+        order=3,
+        c=(0, 1 / 3, 2 / 3),
+        a=((), (1 / 3,), (0, 2 / 3)),
+        b=(1 / 4, 0, 3 / 4),
+        reference="Heun 1900",
+    )
+)
+_add(
+    Tableau(
+        name="ssprk3",
+        order=3,
+        c=(0, 1, 1 / 2),
+        a=((), (1,), (1 / 4, 1 / 4)),
+        b=(1 / 6, 1 / 6, 2 / 3),
+        reference="Shu and Osher 1988 (strong-stability preserving)",
+    )
+)
+_add(
+    Tableau(
         name="rk4",
         order=4,
         c=(0, 1 / 2, 1 / 2, 1),
         a=((), (1 / 2,), (0, 1 / 2), (0, 0, 1)),
         b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
         reference="Kutta 1901 (the classic method)",
+    )
+)
+_add(
+    Tableau(
+        name="rk4_38",
+        order=4,
+        c=(0, 1 / 3, 2 / 3, 1),
+        a=((), (1 / 3,), (-1 / 3, 1), (1, -1, 1)),
+        b=(1 / 8, 3 / 8, 3 / 8, 1 / 8),
+        reference="Kutta 1901 (the 3/8 rule)",
     )
 )
 _add(
