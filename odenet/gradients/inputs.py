@@ -54,13 +54,13 @@ class Inputs:
             self._add(piece, leaf)
             self.computed = True
 
-    def check(self, piece: int, outputs: Iterable[Tensor], x: Tensor) -> None:
+    def check(self, piece: int, outputs: Iterable[Tensor], *known: Tensor) -> None:
         """Raise if the graph of recomputed steps reaches a leaf that is not among the inputs.
 
         Raises:
             GradientError: F used a tensor that was not found when the forward pass began.
         """
-        for leaf in _walk(outputs, [*self.piece(piece), x])[0]:
+        for leaf in _walk(outputs, [*self.piece(piece), *known])[0]:
             raise GradientError(
                 f"F uses a tensor of shape {tuple(leaf.shape)} that requires a gradient but was not found when the "
                 "solve began (does F use it at some depths only?); make it a parameter of F or hand it over in args=, "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from odenet.errors import InputError
-from odenet.solvers.explicit import Evaluate, Span
+from odenet.solvers.stepper import Evaluate, Span
 
 MAX_STEPS = 10_000
 

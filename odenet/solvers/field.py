@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from odenet.depth import DepthWeights
 from odenet.errors import FunctionBudgetError, ResidualError
 from odenet.solvers.consistency import Consistency
-from odenet.solvers.explicit import Evaluate
 from odenet.solvers.reach import reachable
 from odenet.solvers.stats import Stats
+from odenet.solvers.stepper import Evaluate
 
 Observer = Callable[[int, Tensor], None]
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from odenet.errors import NonFiniteFunctionError, NonFiniteStateError, StepBudgetError, StepUnderflowError
 from odenet.solvers.control import Controller, first_step, rms, scale
-from odenet.solvers.explicit import Evaluate, ExplicitRungeKutta, Span, Trial
 from odenet.solvers.problem import Problem
 from odenet.solvers.registry import solvers
 from odenet.solvers.solution import Interpolant, Solution
+from odenet.solvers.stepper import NOTHING, Evaluate, Span, Stepper, Trial
 
 NONFINITE_RETRIES = 10
 STRETCH = 1.01
@@ -37,7 +37,7 @@ def integrate(problem: Problem, watch: Watch | None = None) -> Solution:
         SolveError: the solve broke down.
     """
     stepper, stats = solvers[problem.scheme.solver], problem.stats
-    outputs = Outputs(problem)
+    outputs = Outputs(problem, problem.ts)
     interpolants: list[Interpolant] = []
     x = problem.x0
     with problem.field.consistency.forward():
@@ -57,10 +57,10 @@ def integrate(problem: Problem, watch: Watch | None = None) -> Solution:
 
 
 class Outputs:
-    """The states at `problem.ts`, taken as steps pass over them."""
+    """The states at times `ts`, taken as steps pass over them."""
 
-    def __init__(self, problem: Problem):
-        self.ts, self.sign = problem.ts, problem.direction
+    def __init__(self, problem: Problem, ts: list[float]):
+        self.ts, self.sign = ts, problem.direction
         self.states: list[Tensor] = []
         while len(self.states) < len(self.ts) and self.ts[len(self.states)] == problem.t0:
             self.states.append(problem.x0)
@@ -74,35 +74,38 @@ class Outputs:
             due.append(t)
         return due
 
-    def pass_over(self, stepper: ExplicitRungeKutta, f: Evaluate, trial: Trial) -> None:
+    def pass_over(self, stepper: Stepper, f: Evaluate, trial: Trial) -> None:
         """Take the states that are due with an accepted step."""
         self.states += states_at(stepper, f, trial, self.due(trial.span))
 
 
-def states_at(stepper: ExplicitRungeKutta, f: Evaluate, trial: Trial, times: list[float]) -> list[Tensor]:
+def states_at(stepper: Stepper, f: Evaluate, trial: Trial, times: list[float]) -> list[Tensor]:
     """x at times within a step: its end exactly, inside by dense output."""
     end = trial.span.t_next
     return [trial.x_next if t == end else stepper.interpolate(f, trial, t) for t in times]
 
 
-def _fixed(problem: Problem, stepper: ExplicitRungeKutta) -> Walk:
+def _fixed(problem: Problem, stepper: Stepper) -> Walk:
     """Steps over a given grid; no look at the device."""
-    x, first, piece = problem.x0, None, -1
+    x, first, memory, piece = problem.x0, None, NOTHING, -1
     f = problem.field.piece(0)
     for span in problem.spans():
         if span.piece != piece:
             piece, first = span.piece, None
             f = problem.field.piece(piece)
-        trial = stepper.step(f, span, x, first)
+            memory = stepper.start(f, span.t, x)
+        trial = stepper.step(f, span, x, memory, first)
+        trial.given = memory
         yield f, trial
-        x, first = trial.x_next, trial.end
+        x, first, memory = trial.x_next, trial.end, trial.memory
 
 
-def _adaptive(problem: Problem, stepper: ExplicitRungeKutta) -> Walk:
+def _adaptive(problem: Problem, stepper: Stepper) -> Walk:
     """Steps that hold the local error at the tolerance, each piece ending exactly at its end; one look a step."""
     scheme, field, stats = problem.scheme, problem.field, problem.stats
     rtol, atol = scheme.tolerances
-    sign, order = problem.direction, stepper.order
+    sign, order = problem.direction, stepper.error_order
+    assert order is not None
     control = _StepControl(problem)
     x, h = problem.x0, scheme.first_step
     for piece, (t, end) in enumerate(problem.pieces()):
@@ -110,6 +113,7 @@ def _adaptive(problem: Problem, stepper: ExplicitRungeKutta) -> Walk:
             continue
         f = field.piece(piece)
         first = f(t, x)
+        memory = stepper.start(f, t, x, first)
         if stats.accepted == 0:
             control.check_start(t, x, first)
         if h is None:
@@ -122,11 +126,11 @@ def _adaptive(problem: Problem, stepper: ExplicitRungeKutta) -> Walk:
             span = span._replace(h=span.t_next - t)
             control.check_step(span)
             field.consistency.mark()
-            trial = stepper.step(f, span, x, first, error=True)
-            assert trial.error is not None
+            trial = stepper.step(f, span, x, memory, first, error=True)
+            trial.given, first = memory, trial.first
             with torch.no_grad():
                 weight = scale(x.detach(), rtol, atol, trial.x_next.detach())
-                error = rms(trial.error.detach() / weight)
+                error = stepper.error_ratio(trial.error, weight, rms)
             if not math.isfinite(error):
                 control.nonfinite(trial, error)
                 field.consistency.undo()
@@ -141,7 +145,7 @@ def _adaptive(problem: Problem, stepper: ExplicitRungeKutta) -> Walk:
             control.accept(error)
             h = max(h, abs(span.h) * factor) if lands else abs(span.h) * factor
             yield f, trial
-            t, x, first = span.t_next, trial.x_next, trial.end
+            t, x, first, memory = span.t_next, trial.x_next, trial.end, trial.memory
 
 
 class _StepControl:
@@ -233,7 +237,7 @@ def _sample(x: Tensor) -> int | None:
 
 
 @torch.no_grad()
-def _check_finite(problem: Problem, stepper: ExplicitRungeKutta, x: Tensor) -> None:
+def _check_finite(problem: Problem, stepper: Stepper, x: Tensor) -> None:
     """Raise if a fixed-step solve ended in NaN or infinity, naming the step in which it first appeared."""
     if bool(torch.isfinite(x.detach().sum())) or bool(torch.isfinite(x.detach()).all()):
         return
@@ -247,9 +251,11 @@ def _check_finite(problem: Problem, stepper: ExplicitRungeKutta, x: Tensor) -> N
             nfe=nfe,
         )
     with problem.field.recompute():
-        state = problem.x0.detach()
+        state, memory, piece = problem.x0.detach(), NOTHING, -1
         for span in problem.spans():
-            trial = stepper.step(problem.field.piece(span.piece), span, state)
+            f = problem.field.piece(span.piece)
+            memory = memory if span.piece == piece else stepper.start(f, span.t, state)
+            trial = stepper.step(f, span, state, memory)
             if _sample(trial.x_next) is not None:
                 raise _nonfinite_error(trial, nfe, None)
-            state = trial.x_next
+            state, memory, piece = trial.x_next, trial.memory, span.piece

@@ -12,10 +12,10 @@ from torch import Tensor
 from odenet.depth import DepthWeights
 from odenet.errors import InputError
 from odenet.solvers.control import fixed_spans, pieces_of_depth
-from odenet.solvers.explicit import Span
 from odenet.solvers.field import VectorField
 from odenet.solvers.scheme import Scheme
 from odenet.solvers.stats import Stats
+from odenet.solvers.stepper import Span
 
 
 class Problem:

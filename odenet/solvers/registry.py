@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from odenet.registry import Registry
 from odenet.solvers.explicit import ExplicitRungeKutta
+from odenet.solvers.stepper import Stepper
 from odenet.solvers.tableau import TABLEAUS
 
 if TYPE_CHECKING:
     from odenet.solvers.problem import Problem
     from odenet.solvers.solution import Solution
 
-solvers: Registry[ExplicitRungeKutta] = Registry("solver")
+solvers: Registry[Stepper] = Registry("solver")
 for _name, _tableau in TABLEAUS.items():
     solvers.add(_name, ExplicitRungeKutta(_tableau))
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from odenet.errors import InputError
-from odenet.solvers.explicit import Span
 from odenet.solvers.problem import host_time
 from odenet.solvers.stats import Stats
+from odenet.solvers.stepper import Span
 
 Interpolant = tuple[Span, Callable[[float], Tensor]]
 

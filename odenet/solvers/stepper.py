@@ -1,0 +1,172 @@
+"""What a method is to the loop: something that takes one step, estimates its error, and interpolates inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Evaluate = Callable[[Any, Tensor], Tensor]
+
+
+class Span(NamedTuple):
+    """Where a step goes: from t to t_next on one piece of depth. h = t_next - t, or what a uniform grid calls h."""
+
+    piece: int
+    t: float
+    t_next: float
+    h: float
+
+    def at(self, c: float) -> float:
+        """t + c h, and exactly t_next at c = 1."""
+        return self.t_next if c == 1 else self.t + c * self.h
+
+
+class Memory(NamedTuple):
+    """What a method carries from one step to the next beside the state; part of the state for every gradient method.
+
+    Attributes:
+        tensors: the values, e.g. the velocity of the asynchronous leapfrog, or past values of F.
+        times: host times that belong to them.
+    """
+
+    tensors: tuple[Tensor, ...] = ()
+    times: tuple[float, ...] = ()
+
+
+NOTHING = Memory()
+
+
+@dataclass(slots=True)
+class Trial:
+    """One step that was tried: from x at span.t to x_next at span.t_next.
+
+    Attributes:
+        span: where it goes.
+        x: state at its start.
+        x_next: state at its end.
+        stages: values of F that the step computed, the first one at its start where the method evaluates F there.
+        error: local error estimate of x_next, or None.
+        end: F(span.t_next, x_next), once it is known.
+        given: the memory that the step was given.
+        memory: what the next step is to be given.
+        first: F(span.t, x), once it is known.
+        converged: False if the step's equations could not be solved.
+    """
+
+    span: Span
+    x: Tensor
+    x_next: Tensor
+    stages: list[Tensor]
+    error: Any = None
+    end: Tensor | None = None
+    given: Memory = NOTHING
+    memory: Memory = NOTHING
+    first: Tensor | None = None
+    converged: bool = True
+
+
+class Stepper:
+    """A method. To add one, subclass, and add an instance to `solvers`.
+
+    Attributes:
+        name: its name in the field.
+        order: order of accuracy p.
+        error_order: q of the error estimate, which falls like h^q; None for a method without one.
+        reference: the paper.
+        partitioned: whether the state is a pair (q, p), each half of it.
+    """
+
+    name: str
+    order: int
+    error_order: int | None = None
+    reference: str = ""
+    partitioned: bool = False
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it can pick its own steps."""
+        return self.error_order is not None
+
+    def start(self, f: Evaluate, t: float, x: Tensor, first: Tensor | None = None) -> Memory:
+        """What the method carries beside the state, at the beginning and wherever F becomes another function.
+
+        Args:
+            f: evaluates F.
+            t: where the walk begins.
+            x: state there.
+            first: F(t, x) where it is known already.
+        """
+        return NOTHING
+
+    def step(
+        self,
+        f: Evaluate,
+        span: Span,
+        x: Tensor,
+        memory: Memory = NOTHING,
+        first: Tensor | None = None,
+        error: bool = False,
+    ) -> Trial:
+        """One step over `span`.
+
+        Args:
+            f: evaluates F at host time t and state x.
+            span: the step; what is evaluated at its end is evaluated at t_next exactly.
+            x: state at the start.
+            memory: from `start` or from the last accepted step.
+            first: F(t, x) where it is known already.
+            error: whether the error estimate is wanted.
+        """
+        raise NotImplementedError
+
+    def error_ratio(self, error: Any, weight: Tensor, norm: Callable[[Tensor], Any]) -> Any:
+        """Size of the error estimate in units of the tolerance; a step is accepted up to 1.
+
+        Args:
+            error: `Trial.error`.
+            weight: atol + rtol |x| per element.
+            norm: what is taken of the quotient: over the whole state, or for each sample.
+        """
+        return norm(error / weight)
+
+    def interpolate(self, f: Evaluate, trial: Trial, t: float) -> Tensor:
+        """x(t) inside a step; it may evaluate F at the step's ends, once for the step.
+
+        Cubic Hermite interpolation, unless the method has its own.
+
+        Args:
+            f: evaluates F.
+            trial: the step.
+            t: time inside the step.
+
+        Reference:
+            Hairer, Nørsett and Wanner 1993, Solving Ordinary Differential Equations I, section II.6.
+        """
+        return hermite(trial, self.slope(f, trial), self.end_slope(f, trial), t)
+
+    def slope(self, f: Evaluate, trial: Trial) -> Tensor:
+        """F at the start of a step, evaluated if it is not known."""
+        if trial.first is None:
+            trial.first = f(trial.span.t, trial.x)
+        return trial.first
+
+    def end_slope(self, f: Evaluate, trial: Trial) -> Tensor:
+        """F at the end of a step, evaluated if it is not known."""
+        if trial.end is None:
+            trial.end = f(trial.span.t_next, trial.x_next)
+        return trial.end
+
+
+def hermite(trial: Trial, first: Tensor, end: Tensor, t: float) -> Tensor:
+    """The cubic with values x, x_next and slopes first, end at the ends of a step."""
+    h = trial.span.h
+    theta = (t - trial.span.t) / h
+    s = 1 - theta
+    value = trial.x * (s * s * (1 + 2 * theta))
+    value = torch.add(value, trial.x_next, alpha=theta * theta * (3 - 2 * theta))
+    value = torch.add(value, first, alpha=h * theta * s * s)
+    return torch.add(value, end, alpha=-h * theta * theta * s)
