@@ -43,7 +43,7 @@ class ExplicitRungeKutta(Stepper):
         if error and tableau.b_error is not None:
             estimate = combine(None, h, tableau.b_error, k)
         end = k[self._last] if self._last is not None and skip is None else None
-        return Trial(span, x, x_next, k, estimate, end, first=k[0])
+        return Trial(span, x, x_next, k, estimate, end, given=memory, first=k[0])
 
     def interpolate(self, f: Evaluate, trial: Trial, t: float) -> Tensor:
         """x(t) inside a step, by the tableau's dense output, else by Hermite's cubic."""

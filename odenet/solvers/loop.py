@@ -95,7 +95,6 @@ def _fixed(problem: Problem, stepper: Stepper) -> Walk:
             f = problem.field.piece(piece)
             memory = stepper.start(f, span.t, x)
         trial = stepper.step(f, span, x, memory, first)
-        trial.given = memory
         yield f, trial
         x, first, memory = trial.x_next, trial.end, trial.memory
 
@@ -127,7 +126,7 @@ def _adaptive(problem: Problem, stepper: Stepper) -> Walk:
             control.check_step(span)
             field.consistency.mark()
             trial = stepper.step(f, span, x, memory, first, error=True)
-            trial.given, first = memory, trial.first
+            first = trial.first
             with torch.no_grad():
                 weight = scale(x.detach(), rtol, atol, trial.x_next.detach())
                 error = stepper.error_ratio(trial.error, weight, rms)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from odenet.registry import Registry
+from odenet.solvers import multistep, reversible
 from odenet.solvers.explicit import ExplicitRungeKutta
 from odenet.solvers.stepper import Stepper
 from odenet.solvers.tableau import TABLEAUS
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 solvers: Registry[Stepper] = Registry("solver")
 for _name, _tableau in TABLEAUS.items():
     solvers.add(_name, ExplicitRungeKutta(_tableau))
+for _method in (*multistep.METHODS, *reversible.METHODS):
+    solvers.add(_method.name, _method)
 
 
 class Method(NamedTuple):

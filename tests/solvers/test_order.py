@@ -17,38 +17,34 @@ from tests.oracles.problems import VOLTERRA_X0, lotka_volterra, lotka_volterra_i
 ADAPTIVE = [name for name, solver in solvers.items() if solver.adaptive]
 
 
-def final_error(solver, problem, steps, **options):
-    solution = odenet.solve(problem.F, problem.x0, problem.interval, solver=solver, steps=steps, **options)
-    return float((solution.last - problem.answer(problem.interval[1])).abs().max())
+def observed_order(solver, F, x0, interval, answer):
+    """The slope between two grids fine enough to be asymptotic and coarse enough to stay above rounding."""
+    errors = []
+    for steps in (16, 32, 64, 128, 256, 512):
+        solution = odenet.solve(F, x0, interval, solver=solver, steps=steps)
+        errors.append(float(torch.linalg.vector_norm(solution.last - answer)))
+        if errors[-1] < 1e-12:
+            break
+    *_, coarse, fine = errors if errors[-1] > 1e-12 else errors[:-1]
+    return math.log2(coarse / fine)
 
 
 @pytest.mark.parametrize("solver", solvers)
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
 def test_the_error_falls_with_the_order_of_the_method(solver, problem):
-    """The slope between two grids fine enough to be asymptotic and coarse enough to stay above rounding."""
     order = solvers[solver].order
-    slopes = []
-    for steps in (16, 32, 64, 128, 256):
-        coarse, fine = final_error(solver, problem, steps), final_error(solver, problem, 2 * steps)
-        if fine < 1e-12:
-            break
-        slopes.append(math.log2(coarse / fine))
-    assert slopes[-1] > order - 0.1, slopes
+    slope = observed_order(solver, problem.F, problem.x0, problem.interval, problem.answer(problem.interval[1]))
+    assert slope > order - 0.1
     if problem.name in ("linear", "growth"):  # on the others leading terms may happen to cancel at t1
-        assert slopes[-1] < order + 0.1, slopes
+        assert slope < order + 0.1
 
 
 @pytest.mark.parametrize("solver", solvers)
 def test_backwards_in_time_has_the_same_order(solver):
     problem = PROBLEMS[0]
     t0, t1 = problem.interval
-    order = solvers[solver].order
-
-    def error(steps):
-        back = odenet.solve(problem.F, problem.answer(t1), (t1, t0), solver=solver, steps=steps).last
-        return float((back - problem.x0).abs().max())
-
-    assert math.log2(error(32) / error(64)) == pytest.approx(order, abs=0.1)
+    slope = observed_order(solver, problem.F, problem.answer(t1), (t1, t0), problem.x0)
+    assert slope == pytest.approx(solvers[solver].order, abs=0.1)
 
 
 @pytest.mark.parametrize("solver", solvers)
@@ -75,21 +71,23 @@ def test_the_tolerance_governs_the_error(solver, problem):
     middle = sum(problem.interval) / 2 + 0.01
     ts = [middle, problem.interval[1]]
     truth = torch.stack([problem.answer(t) for t in ts])
-    errors = {}
-    for tolerance in (1e-4, 1e-7, 1e-10):
+    tolerances = (1e-4, 1e-7, 1e-10) if solvers[solver].error_order > 2 else (1e-3, 1e-5, 1e-7)
+    errors = []
+    for tolerance in tolerances:
         solution = odenet.solve(
             problem.F, problem.x0, problem.interval, solver=solver, rtol=tolerance, atol=tolerance, ts=ts
         )
-        errors[tolerance] = float((solution.ys - truth).abs().max())
-        assert errors[tolerance] < 30 * tolerance
-    assert errors[1e-10] < errors[1e-4] / 1000
+        errors.append(float((solution.ys - truth).abs().max()))
+        assert errors[-1] < 30 * tolerance
+    assert errors[-1] < errors[0] * math.sqrt(tolerances[-1] / tolerances[0])
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE)
 def test_the_invariant_of_lotka_and_volterra_is_kept(solver):
     before = lotka_volterra_invariant(VOLTERRA_X0)
-    last = odenet.solve(lotka_volterra, VOLTERRA_X0, (0, 10), solver=solver, rtol=1e-9, atol=1e-9).last
-    torch.testing.assert_close(lotka_volterra_invariant(last), before, rtol=1e-6, atol=0)
+    tolerance = 1e-9 if solvers[solver].error_order > 2 else 1e-5
+    last = odenet.solve(lotka_volterra, VOLTERRA_X0, (0, 10), solver=solver, rtol=tolerance, atol=tolerance).last
+    torch.testing.assert_close(lotka_volterra_invariant(last), before, rtol=1000 * tolerance, atol=0)
     assert (last - VOLTERRA_X0).abs().max() > 0.1
 
 

@@ -1,0 +1,102 @@
+"""Algebraically reversible methods of second order: the step can be undone exactly, up to rounding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from odenet.solvers.stepper import NOTHING, Evaluate, Memory, Span, Stepper, Trial
+
+
+class AsynchronousLeapfrog(Stepper):
+    """State x and velocity v, v_0 = F(t_0, x_0):
+
+        x_½ = x + h/2 v,   u = F(t + h/2, x_½),   v⁺ = 2ηu + (1 - 2η)v,   x⁺ = x_½ + h/2 v⁺
+
+    One evaluation of F a step; η = 1. The error estimate h (u - v) is of first order. On F with real parts of
+    eigenvalues far from zero the parasitic solution grows: keep steps small or intervals short.
+
+    Reference:
+        Mutze 2013, An asynchronous leapfrog method; Zhuang et al. 2021, MALI.
+    """
+
+    name, order, error_order = "alf", 2, 2
+    reference = "Mutze 2013; Zhuang et al. 2021 (asynchronous leapfrog)"
+
+    def start(self, f: Evaluate, t: float, x: Tensor, first: Tensor | None = None) -> Memory:
+        """v_0 = F(t_0, x_0)."""
+        return Memory((f(t, x) if first is None else first,))
+
+    def step(
+        self,
+        f: Evaluate,
+        span: Span,
+        x: Tensor,
+        memory: Memory = NOTHING,
+        first: Tensor | None = None,
+        error: bool = False,
+    ) -> Trial:
+        """One step over `span`."""
+        (v,), h = memory.tensors, span.h
+        half = torch.add(x, v, alpha=h / 2)
+        u = f(span.at(0.5), half)
+        v_next = torch.sub(2 * u, v)
+        x_next = torch.add(half, v_next, alpha=h / 2)
+        estimate = (u - v) * h if error else None
+        return Trial(span, x, x_next, [u], estimate, given=memory, memory=Memory((v_next,)))
+
+    def slope(self, f: Evaluate, trial: Trial) -> Tensor:
+        """v."""
+        return trial.given.tensors[0]
+
+    def end_slope(self, f: Evaluate, trial: Trial) -> Tensor:
+        """v⁺."""
+        return trial.memory.tensors[0]
+
+
+class ReversibleHeun(Stepper):
+    """State x and a second one x̂ with its slope f̂, x̂_0 = x_0:
+
+        x̂⁺ = 2x - x̂ + h f̂,   f̂⁺ = F(t + h, x̂⁺),   x⁺ = x + h/2 (f̂ + f̂⁺)
+
+    One evaluation of F a step. The error estimate h/2 (f̂⁺ - f̂) is of first order. Stable on the imaginary axis only.
+
+    Reference:
+        Kidger et al. 2021, Efficient and Accurate Gradients for Neural SDEs.
+    """
+
+    name, order, error_order = "reversible_heun", 2, 2
+    reference = "Kidger et al. 2021"
+
+    def start(self, f: Evaluate, t: float, x: Tensor, first: Tensor | None = None) -> Memory:
+        """x̂_0 = x_0, f̂_0 = F(t_0, x_0)."""
+        return Memory((x, f(t, x) if first is None else first))
+
+    def step(
+        self,
+        f: Evaluate,
+        span: Span,
+        x: Tensor,
+        memory: Memory = NOTHING,
+        first: Tensor | None = None,
+        error: bool = False,
+    ) -> Trial:
+        """One step over `span`."""
+        (other, slope), h = memory.tensors, span.h
+        other_next = torch.add(2 * x - other, slope, alpha=h)
+        slope_next = f(span.t_next, other_next)
+        x_next = torch.add(x, slope + slope_next, alpha=h / 2)
+        estimate = (slope_next - slope) * (h / 2) if error else None
+        kept = Memory((other_next, slope_next))
+        return Trial(span, x, x_next, [slope_next], estimate, given=memory, memory=kept)
+
+    def slope(self, f: Evaluate, trial: Trial) -> Tensor:
+        """f̂."""
+        return trial.given.tensors[1]
+
+    def end_slope(self, f: Evaluate, trial: Trial) -> Tensor:
+        """f̂⁺."""
+        return trial.memory.tensors[1]
+
+
+METHODS = [AsynchronousLeapfrog(), ReversibleHeun()]
