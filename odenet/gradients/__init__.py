@@ -4,6 +4,7 @@ from odenet.gradients.adjoint import Adjoint
 from odenet.gradients.autograd import Autograd
 from odenet.gradients.checkpoint import Checkpoint
 from odenet.gradients.registry import GradientMethod, gradients
+from odenet.gradients.stagewise import Stagewise
 
 
 def list_gradients() -> list[str]:
@@ -11,4 +12,4 @@ def list_gradients() -> list[str]:
     return list(gradients)
 
 
-__all__ = ["Adjoint", "Autograd", "Checkpoint", "GradientMethod", "gradients", "list_gradients"]
+__all__ = ["Adjoint", "Autograd", "Checkpoint", "GradientMethod", "Stagewise", "gradients", "list_gradients"]

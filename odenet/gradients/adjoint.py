@@ -14,7 +14,7 @@ from odenet.errors import InputError, UnknownNameError
 from odenet.gradients.inputs import Inputs
 from odenet.gradients.registry import gradients
 from odenet.solvers.problem import Problem
-from odenet.solvers.registry import backends
+from odenet.solvers.registry import backends, solvers
 from odenet.solvers.scheme import Scheme, check_options, check_tolerance
 from odenet.solvers.solution import Solution
 
@@ -36,8 +36,12 @@ class Adjoint:
 
     exact = False
     backends: tuple[str, ...] = ("torchdiffeq",)
+    own_steps = True
     memory = "two states, the parameters and the activations of one evaluation"
     reference = "Chen et al. 2018"
+
+    def solvers(self) -> list[str]:
+        return list(solvers)
 
     def check(self, scheme: Scheme, options: Mapping[str, Any]) -> None:
         check_options("option of gradient='adjoint'", options, OPTIONS)

@@ -11,7 +11,7 @@ from odenet.errors import GradientError, InputError
 from odenet.gradients.inputs import Inputs, needs_gradient
 from odenet.gradients.registry import gradients
 from odenet.solvers.problem import Problem
-from odenet.solvers.registry import backends
+from odenet.solvers.registry import backends, solvers
 from odenet.solvers.scheme import Scheme
 from odenet.solvers.solution import Solution
 
@@ -27,8 +27,12 @@ class Autograd:
 
     exact = True
     backends: tuple[str, ...] = ("native", "torchdiffeq")
+    own_steps = True
     memory = "all activations of all steps"
     reference = "backpropagation through the solver"
+
+    def solvers(self) -> list[str]:
+        return list(solvers)
 
     def check(self, scheme: Scheme, options: Mapping[str, Any]) -> None:
         check_no_options("autograd", options)

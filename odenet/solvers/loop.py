@@ -12,7 +12,6 @@ from torch import Tensor
 from odenet.errors import NonFiniteFunctionError, NonFiniteStateError, StepBudgetError, StepUnderflowError
 from odenet.solvers.control import Controller, first_step, rms, scale
 from odenet.solvers.problem import Problem
-from odenet.solvers.registry import solvers
 from odenet.solvers.solution import Interpolant, Solution
 from odenet.solvers.stepper import NOTHING, Evaluate, Span, Stepper, Trial
 
@@ -36,7 +35,7 @@ def integrate(problem: Problem, watch: Watch | None = None) -> Solution:
     Raises:
         SolveError: the solve broke down.
     """
-    stepper, stats = solvers[problem.scheme.solver], problem.stats
+    stepper, stats = problem.stepper, problem.stats
     outputs = Outputs(problem, problem.ts)
     interpolants: list[Interpolant] = []
     x = problem.x0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from odenet.depth import DepthWeights
 from odenet.errors import InputError
 from odenet.solvers.control import fixed_spans, pieces_of_depth
 from odenet.solvers.field import VectorField
+from odenet.solvers.registry import solvers
 from odenet.solvers.scheme import Scheme
 from odenet.solvers.stats import Stats
-from odenet.solvers.stepper import Span
+from odenet.solvers.stepper import Span, Stepper
 
 
 class Problem:
@@ -59,6 +61,11 @@ class Problem:
         self.ts = [self.t1] if ts is None else _times(ts, self.t0, self.t1)
         self.stats = Stats()
         self.field = VectorField(weights, args, x0, (self.t0, self.t1), self.stats, scheme.max_nfe)
+
+    @cached_property
+    def stepper(self) -> Stepper:
+        """The native method that takes the steps; a gradient method may put a reversible form of it here."""
+        return solvers[self.scheme.solver]
 
     @property
     def direction(self) -> float:

@@ -14,6 +14,8 @@ class Stats:
         nfe: evaluations of F in the forward pass.
         nfe_backward: evaluations of F in the backward pass (recomputation, or the adjoint's solve).
         vjps: vector-Jacobian products of F in the backward pass.
+        steps_backward: steps that the backward pass redid, undid, or took of its own.
+        drift: relative error of x0 as a reversible method reconstructed it; the largest of several solves.
         accepted: accepted steps.
         rejected: rejected trial steps.
         h: accepted step sizes in order, positive.
@@ -22,6 +24,8 @@ class Stats:
     nfe: int = 0
     nfe_backward: int = 0
     vjps: int = 0
+    steps_backward: int = 0
+    drift: float = 0.0
     accepted: int = 0
     rejected: int = 0
     h: list[float] = field(default_factory=list)
@@ -34,6 +38,8 @@ class Stats:
             total.nfe += part.nfe
             total.nfe_backward += part.nfe_backward
             total.vjps += part.vjps
+            total.steps_backward += part.steps_backward
+            total.drift = max(total.drift, part.drift)
             total.accepted += part.accepted
             total.rejected += part.rejected
             total.h += part.h

@@ -9,6 +9,7 @@ from torch import nn
 import odenet
 from odenet.errors import GradientError
 from odenet.gradients import gradients
+from tests.oracles import gradients_for
 
 GLOBAL_LEAF = torch.randn(3, 3, dtype=torch.float64).requires_grad_()
 SPACE = {}
@@ -99,6 +100,13 @@ def through_weights_that_are_recomputed(z):
 WAYS = [through_closure, through_a_default, through_partial, through_a_module_attribute, through_a_list_in_a_submodule]
 WAYS += [through_a_bound_method, through_a_callable_object, through_a_global_dict, through_weights_that_are_recomputed]
 SCHEMES = [{"solver": "rk4", "steps": 12}, {"solver": "dopri5", "rtol": 1e-7, "atol": 1e-7}]
+SCHEMES += [{"solver": "alf", "steps": 12}, {"solver": "reversible_heun", "steps": 12}]
+CASES = [
+    pytest.param(gradient, scheme, id=f"{gradient}-{scheme['solver']}")
+    for scheme in SCHEMES
+    for gradient in gradients_for(scheme["solver"])
+    if gradient != "autograd"
+]
 
 
 def tolerance(gradient, scheme):
@@ -112,10 +120,9 @@ def agree(got, expected, gradient, scheme):
         torch.testing.assert_close(a, b, rtol=0, atol=limit)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: s["solver"])
 @pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "encoded"])
 @pytest.mark.parametrize("way", WAYS, ids=lambda w: w.__name__)
-@pytest.mark.parametrize("gradient", gradients)
+@pytest.mark.parametrize(("gradient", "scheme"), CASES)
 def test_a_captured_tensor_gets_its_gradient(gradient, way, leaf, scheme, x):
     source = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
 
@@ -127,18 +134,18 @@ def test_a_captured_tensor_gets_its_gradient(gradient, way, leaf, scheme, x):
     agree(differentiate(gradient), differentiate("autograd"), gradient, scheme)
 
 
-@pytest.mark.parametrize("gradient", gradients)
-def test_a_global_leaf_and_arguments(gradient, x):
+@pytest.mark.parametrize(("gradient", "scheme"), CASES)
+def test_a_global_leaf_and_arguments(gradient, scheme, x):
     gain = torch.tensor([1.3], dtype=torch.float64, requires_grad=True)
 
     def F(t, x, pair):
         return torch.tanh(x @ GLOBAL_LEAF) * pair["gain"]
 
     def differentiate(method):
-        last = odenet.solve(F, x, gradient=method, args=({"gain": gain},), **SCHEMES[0]).last
+        last = odenet.solve(F, x, gradient=method, args=({"gain": gain},), **scheme).last
         return torch.autograd.grad(last.square().sum(), (GLOBAL_LEAF, gain))
 
-    agree(differentiate(gradient), differentiate("autograd"), gradient, SCHEMES[0])
+    agree(differentiate(gradient), differentiate("autograd"), gradient, scheme)
 
 
 class Conditioned(nn.Module):
@@ -159,13 +166,13 @@ class Conditioned(nn.Module):
 
 
 @pytest.mark.parametrize("twice", [False, True])
-@pytest.mark.parametrize("gradient", gradients)
+@pytest.mark.parametrize(("gradient", "scheme"), CASES)
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_a_context_made_by_Fs_own_encoder_is_counted_once(gradient, create_graph, twice, x):
+def test_a_context_made_by_Fs_own_encoder_is_counted_once(gradient, scheme, create_graph, twice, x):
     F, condition = Conditioned(twice), torch.randn(4, 2, dtype=torch.float64)
 
     def differentiate(method):
-        last = odenet.solve(F.look_at(condition), x, gradient=method, **SCHEMES[0]).last
+        last = odenet.solve(F.look_at(condition), x, gradient=method, **scheme).last
         return torch.autograd.grad(last.square().sum(), list(F.parameters()), create_graph=create_graph)
 
     expected = differentiate("autograd")
@@ -175,7 +182,7 @@ def test_a_context_made_by_Fs_own_encoder_is_counted_once(gradient, create_graph
         assert not gradients[gradient].exact
         assert "shape (4, 3)" in str(error) and "shape (3, 2)" in str(error)
         return
-    agree(got, expected, gradient, SCHEMES[0])
+    agree(got, expected, gradient, scheme)
 
 
 class Late:
@@ -191,8 +198,7 @@ LATE = Late(torch.tensor(2.0, dtype=torch.float64, requires_grad=True))
 @pytest.mark.parametrize("known", ["a parameter", "nothing"])
 @pytest.mark.parametrize("start", [True, False])
 @pytest.mark.parametrize("create_graph", [False, True])
-@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: s["solver"])
-@pytest.mark.parametrize("gradient", gradients)
+@pytest.mark.parametrize(("gradient", "scheme"), CASES)
 def test_a_tensor_used_only_late_gets_its_gradient_or_an_error_and_never_zero(
     gradient, scheme, create_graph, start, known, x
 ):
@@ -219,20 +225,20 @@ def test_a_tensor_used_only_late_gets_its_gradient_or_an_error_and_never_zero(
     agree(got, expected, gradient, scheme)
 
 
-@pytest.mark.parametrize("gradient", gradients)
-def test_untied_layers_each_get_the_gradient_of_their_own_captures(gradient, x):
+@pytest.mark.parametrize(("gradient", "scheme"), [c for c in CASES if "steps" in c.values[1]])
+def test_untied_layers_each_get_the_gradient_of_their_own_captures(gradient, scheme, x):
     contexts = [torch.randn(3, 3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
 
     def differentiate(method):
         layers = [through_a_module_attribute(torch.sin(c)) for c in contexts]
         weights = odenet.depth.PiecewiseConstant(layers)
-        last = odenet.solve(weights, x, gradient=method, solver="rk4", steps=12).last
+        last = odenet.solve(weights, x, gradient=method, **scheme).last
         return torch.autograd.grad(last.square().sum(), contexts)
 
-    agree(differentiate(gradient), differentiate("autograd"), gradient, SCHEMES[0])
+    agree(differentiate(gradient), differentiate("autograd"), gradient, scheme)
 
 
-@pytest.mark.parametrize("gradient", gradients)
+@pytest.mark.parametrize("gradient", gradients_for("dopri5"))
 def test_times_that_require_a_gradient_are_refused(gradient, x):
     end = torch.tensor(1.0, requires_grad=True)
     for call in (
@@ -243,7 +249,7 @@ def test_times_that_require_a_gradient_are_refused(gradient, x):
             call()
 
 
-@pytest.mark.parametrize("gradient", [g for g in gradients if g != "autograd"])
+@pytest.mark.parametrize("gradient", [g for g in gradients_for("dopri5") if g != "autograd"])
 def test_dense_output_under_another_gradient_is_refused_rather_than_cut_off(gradient, x):
     F = odenet.residual.MLP(3).double()
     with pytest.raises(odenet.errors.InputError, match="dense"):

@@ -1,0 +1,27 @@
+"""Which gradient methods a solver can be asked for with, and what their gradients are to be compared with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from odenet.gradients import gradients
+
+
+def gradients_for(solver: str, backend: str = "native", exact: bool | None = None) -> list[str]:
+    """Names of the gradient methods that are defined for a solver of a backend and take its own steps."""
+    return [
+        name
+        for name, method in gradients.items()
+        if backend in method.backends
+        and method.own_steps
+        and (backend != "native" or solver in method.solvers())
+        and not (solver == "scipy_solver" and method.exact)
+        and exact in (None, method.exact)
+    ]
+
+
+def backprop(gradient: str) -> dict[str, Any]:
+    """Arguments of `odenet.solve` for backprop through the steps that a gradient method takes."""
+    if gradients[gradient].own_steps:
+        return {"gradient": "autograd"}
+    return {"gradient": gradient, "gradient_options": {"backward": "autograd"}}
