@@ -37,6 +37,7 @@ def integrate(problem: Problem, watch: Watch | None = None) -> Solution:
         SolveError: the solve broke down.
     """
     stepper, stats = solvers[problem.scheme.solver], problem.stats
+    stepper.check(problem.x0)
     outputs = Outputs(problem, problem.ts)
     interpolants: list[Interpolant] = []
     x = problem.x0
