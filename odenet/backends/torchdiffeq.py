@@ -8,6 +8,7 @@ solve that breaks down raises odenet's errors.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -170,8 +171,11 @@ def _options(problem: Problem, piece: int, end: float) -> dict[str, Any]:
         return {}
     if not scheme.adaptive:
         return {"grid_constructor": _grid(problem, piece), "interp": "cubic"}
-    options = {"step_t": time_tensor([end], problem.x0), "max_num_steps": scheme.max_steps}
-    return options if scheme.first_step is None else options | {"first_step": scheme.first_step}
+    landings = problem.landings()[piece]
+    options = {"step_t": time_tensor(landings, problem.x0), "max_num_steps": scheme.max_steps}
+    given = {"first_step": scheme.first_step, "norm": scheme.norm, "min_step": scheme.h_min, "max_step": scheme.h_max}
+    defaults = {"min_step": 0.0, "max_step": math.inf}
+    return options | {name: value for name, value in given.items() if value != defaults.get(name)}
 
 
 def _grid(problem: Problem, piece: int) -> Callable[[Any, Tensor, Tensor], Tensor]:
@@ -208,7 +212,7 @@ def _methods() -> dict[str, Method]:
 def _options_of(solver: type) -> tuple[str, ...]:
     """Names of the options of one of torchdiffeq's solvers that odenet does not set itself."""
     ours = {"self", "func", "y0", "rtol", "atol", "step_size", "grid_constructor", "step_t", "max_num_steps"}
-    ours |= {"first_step"}
+    ours |= {"first_step", "norm", "min_step", "max_step"}
     names = {}
     for cls in solver.__mro__[:-1]:
         parameters = inspect.signature(cls.__init__).parameters.values()

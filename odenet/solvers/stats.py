@@ -16,6 +16,7 @@ class Stats:
         vjps: vector-Jacobian products of F in the backward pass.
         accepted: accepted steps.
         rejected: rejected trial steps.
+        forced: accepted steps whose error was above the tolerance, because they could not be smaller than h_min.
         h: accepted step sizes in order, positive.
     """
 
@@ -24,6 +25,7 @@ class Stats:
     vjps: int = 0
     accepted: int = 0
     rejected: int = 0
+    forced: int = 0
     h: list[float] = field(default_factory=list)
 
     @classmethod
@@ -36,5 +38,6 @@ class Stats:
             total.vjps += part.vjps
             total.accepted += part.accepted
             total.rejected += part.rejected
+            total.forced += part.forced
             total.h += part.h
         return total

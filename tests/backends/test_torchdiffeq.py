@@ -100,11 +100,11 @@ def test_the_adjoint_gives_torchdiffeqs_own_gradient_when_all_is_equal(solver, x
 def test_options_reach_torchdiffeq(x):
     F = odenet.residual.MLP(3, width=8).double()
 
-    def nfe(**options):
-        return odenet.solve(F, x, backend="torchdiffeq", rtol=1e-6, atol=1e-6, options=options).stats.nfe
+    def nfe(options=None, **numerics):
+        return odenet.solve(F, x, backend="torchdiffeq", rtol=1e-6, atol=1e-6, options=options, **numerics).stats.nfe
 
-    assert nfe(max_step=0.01) > 500 > nfe()
-    assert nfe(safety=0.1) > nfe()
+    assert nfe(h_max=0.01) > 500 > nfe()
+    assert nfe({"safety": 0.1}) > nfe()
 
 
 @pytest.mark.parametrize("solver", ["dopri5", "midpoint"])
