@@ -158,7 +158,7 @@ class ResNet(Block):
         t0: start of depth.
         t1: end of depth; `t1=steps` gives h = 1, the block x + F(x) of He et al.
         gradient: "autograd" (default), "checkpoint" or "adjoint".
-        backend: "native" or "torchdiffeq".
+        backend: "native", "torchdiffeq" or "scipy".
         options: handed to torchdiffeq's solver.
         gradient_options: handed to the gradient method.
 
@@ -211,7 +211,7 @@ class ODEBlock(Block):
         t0: start of depth.
         t1: end of depth.
         gradient: "checkpoint" (default: exact, memory of one step's graph), "autograd" or "adjoint".
-        backend: "native" or "torchdiffeq"; "adjoint" is torchdiffeq's.
+        backend: "native", "torchdiffeq" or "scipy"; "adjoint" is torchdiffeq's.
         first_step: size of the first adaptive step; None to have it estimated.
         max_steps: budget of accepted plus rejected steps.
         max_nfe: budget of evaluations of F; None for no limit of its own.

@@ -120,7 +120,7 @@ def solve(
         ts: times of the answer, from t0 towards t1; None for t1 alone.
         dense: make the solution callable at any time.
         gradient: "autograd", "checkpoint" or "adjoint".
-        backend: "native" or "torchdiffeq".
+        backend: "native", "torchdiffeq" or "scipy".
         weights: weights over depth, as in `ResNet`.
         step_size: h of a fixed-step method, instead of `steps`; the last step before t1, a knot, a stop or a jump may
             be shorter.

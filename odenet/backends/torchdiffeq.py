@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from odenet.backends.pieces import integrate_pieces
 from odenet.errors import (
     InputError,
     NonFiniteFunctionError,
@@ -32,6 +33,8 @@ ODEInt = Callable[..., Any]
 
 class Torchdiffeq:
     """The solvers of torchdiffeq (Chen 2018)."""
+
+    refuses = ("controller",)
 
     def methods(self) -> dict[str, Method]:
         """torchdiffeq's methods by name, as installed."""
@@ -57,31 +60,25 @@ def integrate(problem: Problem, odeint_for: Callable[[int, Steps, Tensor], ODEIn
     """
     if problem.dense:
         raise InputError("dense=True needs backend='native'; with torchdiffeq give the times as ts")
-    scheme, x = problem.scheme, problem.x0
+    scheme = problem.scheme
     tolerances = dict(zip(("rtol", "atol"), scheme.tolerances, strict=True)) if scheme.adaptive else {}
-    states: list[Tensor] = []
-    with problem.field.consistency.forward():
-        for piece, (start, end) in enumerate(problem.pieces()):
-            due = [t for t in problem.ts[len(states) :] if problem.direction * (t - end) <= 0]
-            at, f = {start: x}, Steps(problem, piece, list(dict.fromkeys([start, *due, end])))
-            if x.numel() == 0:
-                at |= dict.fromkeys([*due, end], x)
-            elif start != end:
-                try:
-                    path = odeint_for(piece, f, x)(
-                        f, x, time_tensor(f.stops, x), method=scheme.solver, options=f.options, **tolerances
-                    )
-                except AssertionError as error:
-                    if error is f.raised:
-                        raise
-                    raise f.failure(str(error)) from error
-                f.backward = True
-                at |= zip(f.stops, path, strict=True)
-            x = at[end]
-            states += [at[t] for t in due]
-            if x.device.type == "cpu" and not bool(torch.isfinite(x.detach()).all()):
-                raise f.failure("the answer is not finite")
-    return Solution(states, problem.ts, problem.stats)
+
+    def solve_piece(piece: int, stops: list[float], x: Tensor) -> Sequence[Tensor]:
+        f = Steps(problem, piece, stops)
+        try:
+            path = odeint_for(piece, f, x)(
+                f, x, time_tensor(stops, x), method=scheme.solver, options=f.options, **tolerances
+            )
+        except AssertionError as error:
+            if error is f.raised:
+                raise
+            raise f.failure(str(error)) from error
+        f.backward = True
+        if x.device.type == "cpu" and not bool(torch.isfinite(path[-1].detach()).all()):
+            raise f.failure("the answer is not finite")
+        return path
+
+    return integrate_pieces(problem, solve_piece)
 
 
 class Steps:
@@ -205,7 +202,8 @@ def _methods() -> dict[str, Method]:
         adaptive = name == "scipy_solver" or issubclass(solver, AdaptiveStepsizeODESolver)
         order = getattr(solver, "order", None)
         order = order if isinstance(order, int) else None
-        methods[name] = Method(order, not adaptive, adaptive, "torchdiffeq", _options_of(solver))
+        graph = name != "scipy_solver"
+        methods[name] = Method(order, not adaptive, adaptive, "torchdiffeq", _options_of(solver), graph)
     return methods
 
 

@@ -12,7 +12,7 @@ def list_solvers(backend: str = "native") -> list[str]:
     """Names of the solvers of a backend.
 
     Args:
-        backend: "native" or "torchdiffeq".
+        backend: "native", "torchdiffeq" or "scipy".
     """
     return list(backends[backend].methods())
 

@@ -30,6 +30,7 @@ class Method(NamedTuple):
         adaptive: can pick its own steps.
         reference: where it comes from.
         options: names of the options that it takes.
+        differentiable: leaves a graph that autograd can walk.
     """
 
     order: int | None
@@ -37,10 +38,17 @@ class Method(NamedTuple):
     adaptive: bool
     reference: str = ""
     options: tuple[str, ...] = ()
+    differentiable: bool = True
 
 
 class Backend(Protocol):
-    """Who takes the steps."""
+    """Who takes the steps.
+
+    Attributes:
+        refuses: fields of a scheme that it cannot honour.
+    """
+
+    refuses: tuple[str, ...]
 
     def methods(self) -> dict[str, Method]:
         """Its solvers by name."""

@@ -32,7 +32,7 @@ class Scheme:
         rtol: relative tolerance of an adaptive method.
         atol: absolute tolerance of an adaptive method.
         gradient: name of the gradient method.
-        backend: "native" or "torchdiffeq".
+        backend: "native", "torchdiffeq" or "scipy".
         step_size: h of a fixed-step method, instead of steps; a last step before a stop may be shorter.
         grid: ends of the steps of a fixed-step method, from t0 to t1, instead of steps.
         first_step: size of the first adaptive step, or None to have it estimated.
@@ -186,10 +186,12 @@ class Scheme:
         if self.h_min > self.h_max:
             raise InputError(f"h_min={self.h_min:g} is larger than h_max={self.h_max:g}")
         controller_of(self.controller)
-        if self.backend != "native" and self.controller != DEFAULT_CONTROLLER:
-            raise InputError(
-                f"backend {self.backend!r} has its own controller; leave controller={self.controller!r} out"
-            )
+        for name in backends[self.backend].refuses:
+            if getattr(self, name) != getattr(type(self), name):
+                raise InputError(
+                    f"the solvers of backend {self.backend!r} do not take {name}; leave {name}={getattr(self, name)!r} "
+                    "out, or use backend='native'"
+                )
         if self.norm is not None and not callable(self.norm):
             raise InputError(f"norm must be a function of a scaled state, got {self.norm!r}")
 
@@ -224,8 +226,7 @@ def _check_budget(name: str, value: Any) -> None:
 
 def _unknown_solver(name: str, backend: str, methods: Iterable[str]) -> UnknownNameError:
     error = UnknownNameError("solver", name, methods)
-    if backend == "torchdiffeq":
-        error.args = (f"{error.args[0]} (backend torchdiffeq)",)
-    else:
-        error.args = (f"{error.args[0]}; more with backend='torchdiffeq'",)
+    others = [other for other in backends if isinstance(name, str) and name in backends[other].methods()]
+    hint = f"; backend={others[0]!r} has it" if others else ""
+    error.args = (f"{error.args[0]} (backend {backend!r}){hint}",)
     return error

@@ -208,7 +208,7 @@ BAD = [
     ({"on_failure": "ignore"}, "on_failure must be one of raise, status"),
     ({"stops": 0.3}, "stops must be a list"),
     ({"jumps": [float("nan")]}, "jumps must be finite"),
-    ({"backend": "torchdiffeq", "controller": "PI"}, "has its own controller"),
+    ({"backend": "torchdiffeq", "controller": "PI"}, "do not take controller"),
     ({"rtol": torch.tensor([1e-3, -1.0])}, "rtol must hold positive numbers"),
 ]
 
