@@ -99,7 +99,7 @@ class _Walk:
         if not np.isfinite(self.y).all():
             raise NonFiniteStateError("the initial state holds NaN or infinity", **self._numbers(start, 0.0))
         rtol, atol = (self._tolerance(value) for value in scheme.tolerances)
-        solver = getattr(scipy.integrate, scheme.solver)(
+        solver: Any = getattr(scipy.integrate, scheme.solver)(
             self._evaluate, start, self.y, end, rtol=rtol, atol=atol, **self._sizes(abs(end - start)), **scheme.options
         )
         states: list[Tensor] = []
@@ -115,7 +115,7 @@ class _Walk:
             problem.stats.accepted += 1
             problem.stats.h.append(abs(solver.t - solver.t_old))
             passed = [t for t in due[len(states) :] if problem.direction * (t - solver.t) <= 0]
-            output = solver.dense_output() if passed or self.interpolants is not None else None
+            output: Any = solver.dense_output() if passed or self.interpolants is not None else None
             states += [self._tensor(solver.y if t == solver.t else output(t)) for t in passed]
             if self.interpolants is not None:
                 span = Span(self.piece, solver.t_old, solver.t, solver.t - solver.t_old)

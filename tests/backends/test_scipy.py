@@ -44,6 +44,7 @@ def test_it_is_solve_ivp(solver):
     assert solution.stats.nfe == F.calls >= reference.nfev
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("solver", METHODS)
 def test_stops_knots_dense_output_and_backwards(solver):
     layers = [odenet.residual.MLP(2, width=4, layers=1).double() for _ in range(2)]
