@@ -12,8 +12,9 @@ from odenet.depth import Constant, DepthWeights, weights_over_depth
 from odenet.errors import InputError
 from odenet.solve import make_scheme, run
 from odenet.solvers import Scheme, Solution, Stats
-from odenet.solvers.control import MAX_STEPS, fixed_spans
-from odenet.solvers.problem import host_time
+from odenet.solvers.control import MAX_STEPS
+from odenet.solvers.grid import uniform_grid
+from odenet.solvers.times import host_time
 
 
 class Block(nn.Module):
@@ -84,8 +85,7 @@ class Block(nn.Module):
         An adaptive block solves once to find them, which leaves no trace in running statistics or random numbers.
         """
         if self.scheme.steps is not None:
-            spans = fixed_spans(self.t0, self.t1, self.scheme.steps, self.weights.knots)
-            return [self.t0, *(span.t_next for span in spans)] if self.t0 != self.t1 else [self.t0]
+            return uniform_grid(self.t0, self.t1, self.scheme.steps) if self.t0 != self.t1 else [self.t0]
         kept = [(buffer, buffer.clone()) for buffer in self.weights.buffers()]
         with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
             h = run(self.weights, x, (self.t0, self.t1), self.scheme, None, args).stats.h
@@ -158,7 +158,7 @@ class ResNet(Block):
         t0: start of depth.
         t1: end of depth; `t1=steps` gives h = 1, the block x + F(x) of He et al.
         gradient: "autograd" (default), "checkpoint" or "adjoint".
-        backend: "native" or "torchdiffeq".
+        backend: "native", "torchdiffeq" or "scipy".
         options: handed to torchdiffeq's solver.
         gradient_options: handed to the gradient method.
 
@@ -211,12 +211,13 @@ class ODEBlock(Block):
         t0: start of depth.
         t1: end of depth.
         gradient: "checkpoint" (default: exact, memory of one step's graph), "autograd" or "adjoint".
-        backend: "native" or "torchdiffeq"; "adjoint" is torchdiffeq's.
+        backend: "native", "torchdiffeq" or "scipy"; "adjoint" is torchdiffeq's.
         first_step: size of the first adaptive step; None to have it estimated.
         max_steps: budget of accepted plus rejected steps.
         max_nfe: budget of evaluations of F; None for no limit of its own.
         options: handed to torchdiffeq's solver.
         gradient_options: handed to the gradient method.
+        **numerics: step_size, grid, controller, h_min, h_max, norm, stops and jumps, as in `odenet.solve`.
 
     Raises:
         InputError: an argument that cannot be used.
@@ -242,6 +243,7 @@ class ODEBlock(Block):
         max_nfe: int | None = None,
         options: Mapping[str, Any] | None = None,
         gradient_options: Mapping[str, Any] | None = None,
+        **numerics: Any,
     ):
         scheme = make_scheme(
             solver,
@@ -256,6 +258,7 @@ class ODEBlock(Block):
             max_nfe=max_nfe,
             options=options or {},
             gradient_options=gradient_options or {},
+            **numerics,
         )
         super().__init__(weights_over_depth(F, weights, steps), scheme, t0, t1)
 

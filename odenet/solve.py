@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from operator import index
 from typing import Any
 
@@ -13,7 +15,8 @@ from odenet.depth import DepthWeights, weights_over_depth
 from odenet.errors import InputError
 from odenet.gradients import gradients
 from odenet.solvers import Problem, Scheme, Solution
-from odenet.solvers.control import MAX_STEPS
+from odenet.solvers.control import MAX_STEPS, Controller, Norm
+from odenet.solvers.scheme import DEFAULT_CONTROLLER, check_options
 
 
 def make_scheme(
@@ -38,6 +41,7 @@ def make_scheme(
             numerics["steps"] = index(numerics["steps"])  # an integer of NumPy or torch is one too
     if gradient is None:
         gradient = default_gradient if backend == "native" else "autograd"
+    check_options("argument", numerics, [entry.name for entry in fields(Scheme)])
     method = gradients[gradient]
     if backend == "native" and "native" not in method.backends:
         backend = method.backends[0]
@@ -78,8 +82,8 @@ def solve(
     t_span: Sequence[Any] = (0.0, 1.0),
     *,
     solver: str = "dopri5",
-    rtol: float | None = None,
-    atol: float | None = None,
+    rtol: float | Tensor | None = None,
+    atol: float | Tensor | None = None,
     steps: int | None = None,
     args: tuple[Any, ...] = (),
     ts: Sequence[float] | Tensor | None = None,
@@ -87,7 +91,16 @@ def solve(
     gradient: str = "autograd",
     backend: str = "native",
     weights: Any = "tied",
+    step_size: float | None = None,
+    grid: Sequence[float] | Tensor | None = None,
     first_step: float | None = None,
+    controller: str | Controller = DEFAULT_CONTROLLER,
+    h_min: float = 0.0,
+    h_max: float = math.inf,
+    norm: Norm | None = None,
+    stops: Sequence[float] | Tensor = (),
+    jumps: Sequence[float] | Tensor = (),
+    on_failure: str = "raise",
     max_steps: int = MAX_STEPS,
     max_nfe: int | None = None,
     options: Mapping[str, Any] | None = None,
@@ -107,9 +120,22 @@ def solve(
         ts: times of the answer, from t0 towards t1; None for t1 alone.
         dense: make the solution callable at any time.
         gradient: "autograd", "checkpoint" or "adjoint".
-        backend: "native" or "torchdiffeq".
+        backend: "native", "torchdiffeq" or "scipy".
         weights: weights over depth, as in `ResNet`.
+        step_size: h of a fixed-step method, instead of `steps`; the last step before t1, a knot, a stop or a jump may
+            be shorter.
+        grid: ends of the steps of a fixed-step method, from t0 to t1, instead of `steps`.
         first_step: size of the first adaptive step; None to have it estimated.
+        controller: how adaptive steps are picked: "I", "PI", "PI3333", "PI4020", "H211PI", "PID", or a
+            `odenet.solvers.Controller`.
+        h_min: smallest adaptive step; at that size a step is accepted whatever its error (`stats.forced` counts them).
+        h_max: largest adaptive step.
+        norm: size of a scaled state in an adaptive solve: tensor -> number or 0-d tensor; None for RMS.
+        stops: times at which a step has to end.
+        jumps: times at which F is discontinuous in t. A step ends there, the method starts anew, and F is shown the
+            nearest time before for the step that ends there and the nearest one after for the step that begins.
+        on_failure: "raise"; "status" returns the outputs that were reached and the last accepted state, with the
+            reason in `status` and `error`.
         max_steps: budget of accepted plus rejected steps.
         max_nfe: budget of evaluations of F; None for no limit of its own.
         options: handed to torchdiffeq's solver.
@@ -133,7 +159,16 @@ def solve(
         steps=steps,
         rtol=rtol,
         atol=atol,
+        step_size=step_size,
+        grid=grid,
         first_step=first_step,
+        controller=controller,
+        h_min=h_min,
+        h_max=h_max,
+        norm=norm,
+        stops=stops,
+        jumps=jumps,
+        on_failure=on_failure,
         max_steps=max_steps,
         max_nfe=max_nfe,
         options=options or {},

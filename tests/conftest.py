@@ -19,6 +19,12 @@ def x() -> torch.Tensor:
     return torch.randn(4, 3, dtype=torch.float64)
 
 
+@pytest.fixture
+def pairs() -> torch.Tensor:
+    """A float64 batch of vectors with two halves, as every method takes them, (4, 4)."""
+    return torch.randn(4, 4, dtype=torch.float64)
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:

@@ -211,8 +211,8 @@ def test_the_statistics_of_a_model_are_the_sum_over_its_blocks():
 
 @pytest.mark.parametrize("solver", solvers)
 def test_any_native_solver_makes_a_resnet(solver):
-    F = odenet.residual.MLP(3, width=8).double()
-    x = torch.randn(2, 3, dtype=torch.float64)
+    F = odenet.residual.MLP(4, width=8).double()
+    x = torch.randn(2, 4, dtype=torch.float64)
     resnet = odenet.ResNet(F, 3, solver=solver, t0=0.5, t1=-0.5)
     assert torch.equal(resnet(x), odenet.solve(F, x, (0.5, -0.5), solver=solver, steps=3).last)
 

@@ -1,11 +1,13 @@
 """Backends: who takes the steps. All take the same problem and return the same solution."""
 
 from odenet.backends.native import Native
+from odenet.backends.scipy import Scipy
 from odenet.backends.torchdiffeq import Torchdiffeq
 from odenet.solvers.registry import backends
 
 backends.add("native", Native())
 backends.add("torchdiffeq", Torchdiffeq())
+backends.add("scipy", Scipy())
 
 
 def list_backends() -> list[str]:
@@ -13,4 +15,4 @@ def list_backends() -> list[str]:
     return list(backends)
 
 
-__all__ = ["Native", "Torchdiffeq", "backends", "list_backends"]
+__all__ = ["Native", "Scipy", "Torchdiffeq", "backends", "list_backends"]

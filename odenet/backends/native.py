@@ -11,6 +11,8 @@ from odenet.solvers.solution import Solution
 class Native:
     """The solvers of odenet."""
 
+    refuses = ()
+
     def methods(self) -> dict[str, Method]:
         """The native solvers by name."""
         return {name: Method(s.order, True, s.adaptive, s.reference) for name, s in solvers.items()}

@@ -8,13 +8,15 @@ solve that breaks down raises odenet's errors.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from odenet.backends.pieces import integrate_pieces
 from odenet.errors import (
     InputError,
     NonFiniteFunctionError,
@@ -31,6 +33,8 @@ ODEInt = Callable[..., Any]
 
 class Torchdiffeq:
     """The solvers of torchdiffeq (Chen 2018)."""
+
+    refuses = ("controller",)
 
     def methods(self) -> dict[str, Method]:
         """torchdiffeq's methods by name, as installed."""
@@ -56,31 +60,25 @@ def integrate(problem: Problem, odeint_for: Callable[[int, Steps, Tensor], ODEIn
     """
     if problem.dense:
         raise InputError("dense=True needs backend='native'; with torchdiffeq give the times as ts")
-    scheme, x = problem.scheme, problem.x0
+    scheme = problem.scheme
     tolerances = dict(zip(("rtol", "atol"), scheme.tolerances, strict=True)) if scheme.adaptive else {}
-    states: list[Tensor] = []
-    with problem.field.consistency.forward():
-        for piece, (start, end) in enumerate(problem.pieces()):
-            due = [t for t in problem.ts[len(states) :] if problem.direction * (t - end) <= 0]
-            at, f = {start: x}, Steps(problem, piece, list(dict.fromkeys([start, *due, end])))
-            if x.numel() == 0:
-                at |= dict.fromkeys([*due, end], x)
-            elif start != end:
-                try:
-                    path = odeint_for(piece, f, x)(
-                        f, x, time_tensor(f.stops, x), method=scheme.solver, options=f.options, **tolerances
-                    )
-                except AssertionError as error:
-                    if error is f.raised:
-                        raise
-                    raise f.failure(str(error)) from error
-                f.backward = True
-                at |= zip(f.stops, path, strict=True)
-            x = at[end]
-            states += [at[t] for t in due]
-            if x.device.type == "cpu" and not bool(torch.isfinite(x.detach()).all()):
-                raise f.failure("the answer is not finite")
-    return Solution(states, problem.ts, problem.stats)
+
+    def solve_piece(piece: int, stops: list[float], x: Tensor) -> Sequence[Tensor]:
+        f = Steps(problem, piece, stops)
+        try:
+            path = odeint_for(piece, f, x)(
+                f, x, time_tensor(stops, x), method=scheme.solver, options=f.options, **tolerances
+            )
+        except AssertionError as error:
+            if error is f.raised:
+                raise
+            raise f.failure(str(error)) from error
+        f.backward = True
+        if x.device.type == "cpu" and not bool(torch.isfinite(path[-1].detach()).all()):
+            raise f.failure("the answer is not finite")
+        return path
+
+    return integrate_pieces(problem, solve_piece)
 
 
 class Steps:
@@ -170,8 +168,11 @@ def _options(problem: Problem, piece: int, end: float) -> dict[str, Any]:
         return {}
     if not scheme.adaptive:
         return {"grid_constructor": _grid(problem, piece), "interp": "cubic"}
-    options = {"step_t": time_tensor([end], problem.x0), "max_num_steps": scheme.max_steps}
-    return options if scheme.first_step is None else options | {"first_step": scheme.first_step}
+    landings = problem.landings()[piece]
+    options = {"step_t": time_tensor(landings, problem.x0), "max_num_steps": scheme.max_steps}
+    given = {"first_step": scheme.first_step, "norm": scheme.norm, "min_step": scheme.h_min, "max_step": scheme.h_max}
+    defaults = {"min_step": 0.0, "max_step": math.inf}
+    return options | {name: value for name, value in given.items() if value != defaults.get(name)}
 
 
 def _grid(problem: Problem, piece: int) -> Callable[[Any, Tensor, Tensor], Tensor]:
@@ -201,14 +202,15 @@ def _methods() -> dict[str, Method]:
         adaptive = name == "scipy_solver" or issubclass(solver, AdaptiveStepsizeODESolver)
         order = getattr(solver, "order", None)
         order = order if isinstance(order, int) else None
-        methods[name] = Method(order, not adaptive, adaptive, "torchdiffeq", _options_of(solver))
+        graph = name != "scipy_solver"
+        methods[name] = Method(order, not adaptive, adaptive, "torchdiffeq", _options_of(solver), graph)
     return methods
 
 
 def _options_of(solver: type) -> tuple[str, ...]:
     """Names of the options of one of torchdiffeq's solvers that odenet does not set itself."""
     ours = {"self", "func", "y0", "rtol", "atol", "step_size", "grid_constructor", "step_t", "max_num_steps"}
-    ours |= {"first_step"}
+    ours |= {"first_step", "norm", "min_step", "max_step"}
     names = {}
     for cls in solver.__mro__[:-1]:
         parameters = inspect.signature(cls.__init__).parameters.values()

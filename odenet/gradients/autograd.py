@@ -26,7 +26,7 @@ class Autograd:
     """Everything that the accepted steps computed is kept: exact, and memory grows with the number of evaluations."""
 
     exact = True
-    backends: tuple[str, ...] = ("native", "torchdiffeq")
+    backends: tuple[str, ...] = ("native", "torchdiffeq", "scipy")
     own_steps = True
     memory = "all activations of all steps"
     reference = "backpropagation through the solver"
@@ -40,10 +40,14 @@ class Autograd:
     def solve(self, problem: Problem) -> Solution:
         if not torch.is_grad_enabled():
             return backends[problem.scheme.backend].integrate(problem)
-        if problem.scheme.solver == "scipy_solver" and needs_gradient(problem, Inputs(problem)):
+        scheme = problem.scheme
+        differentiable = backends[scheme.backend].methods()[scheme.solver].differentiable
+        if not differentiable and needs_gradient(problem, Inputs(problem)):
+            others = [name for name, other in gradients.items() if scheme.backend in other.backends and not other.exact]
+            hint = f"gradient={others[0]!r}, " if others else ""
             raise GradientError(
-                "scipy_solver runs in NumPy and leaves no graph to differentiate; "
-                "use gradient='adjoint', another solver, or torch.no_grad()"
+                f"{scheme.solver} of backend {scheme.backend!r} runs in NumPy and leaves no graph to differentiate; "
+                f"use {hint}a native solver, or torch.no_grad()"
             )
         return backends[problem.scheme.backend].integrate(problem)
 

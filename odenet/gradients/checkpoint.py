@@ -131,8 +131,7 @@ class Checkpoint(Replayed):
         check_checkpoints(self.name, options)
 
     def sweep(self, problem: Problem) -> StoredStates:
-        scheme = problem.scheme
-        return StoredStates(step_back, scheme.gradient_options.get("checkpoints"), scheme.steps)
+        return stored_states(problem, step_back)
 
 
 def step_back(
@@ -152,6 +151,12 @@ def step_back(
     stats.vjps += stats.nfe_backward - before
     pairs = [*zip(end, a, strict=False), *zip(outputs, (cotangents[i] for i in due), strict=True)]
     return pullback.through(record.spans[number].piece, pairs, leaves)
+
+
+def stored_states(problem: Problem, step_back: StepBack) -> StoredStates:
+    """The sweep that the options ask for."""
+    steps = None if problem.scheme.adaptive else len(problem.spans())
+    return StoredStates(step_back, problem.scheme.gradient_options.get("checkpoints"), steps)
 
 
 def check_checkpoints(name: str, options: Mapping[str, Any]) -> None:

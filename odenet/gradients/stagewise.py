@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet.gradients.checkpoint import StoredStates, check_checkpoints
+from odenet.gradients.checkpoint import StoredStates, check_checkpoints, stored_states
 from odenet.gradients.pullback import Pullback, plus
 from odenet.gradients.registry import gradients
 from odenet.gradients.replay import Cotangents, Replayed
@@ -44,8 +44,7 @@ class Stagewise(Replayed):
         check_checkpoints(self.name, options)
 
     def sweep(self, problem: Problem) -> StoredStates:
-        scheme = problem.scheme
-        return StoredStates(step_back, scheme.gradient_options.get("checkpoints"), scheme.steps)
+        return stored_states(problem, step_back)
 
 
 def explicit_runge_kutta() -> list[str]:

@@ -1,5 +1,6 @@
 """Solvers: tableaux as data, the explicit stepper, step control, the loop."""
 
+from odenet.solvers.control import Controller, controllers
 from odenet.solvers.problem import Problem
 from odenet.solvers.registry import backends, solvers
 from odenet.solvers.scheme import Scheme
@@ -11,9 +12,9 @@ def list_solvers(backend: str = "native") -> list[str]:
     """Names of the solvers of a backend.
 
     Args:
-        backend: "native" or "torchdiffeq".
+        backend: "native", "torchdiffeq" or "scipy".
     """
     return list(backends[backend].methods())
 
 
-__all__ = ["Problem", "Scheme", "Solution", "Stats", "backends", "list_solvers", "solvers"]
+__all__ = ["Controller", "Problem", "Scheme", "Solution", "Stats", "backends", "controllers", "list_solvers", "solvers"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from odenet.depth import DepthWeights
 from odenet.errors import FunctionBudgetError, ResidualError
 from odenet.solvers.consistency import Consistency
+from odenet.solvers.grid import Piece
 from odenet.solvers.reach import reachable
 from odenet.solvers.stats import Stats
 from odenet.solvers.stepper import Evaluate
@@ -25,9 +26,10 @@ class VectorField:
         weights: F with its weights over depth.
         args: handed to F after (t, x).
         x0: a state, for shape, dtype and device.
-        interval: (t0, t1); F is never shown a time outside it.
+        pieces: of depth; F is never shown a time outside the one that it is evaluated on.
         stats: counts every evaluation.
         max_nfe: budget of forward evaluations, or None.
+        jumps: times at which F is discontinuous; at the end of a piece that is one, F is shown the nearest time inside.
 
     Attributes:
         found: for each piece, the tensors and modules that F reaches there.
@@ -38,25 +40,30 @@ class VectorField:
         weights: DepthWeights,
         args: tuple[Any, ...],
         x0: Tensor,
-        interval: tuple[float, float],
+        pieces: Sequence[Piece],
         stats: Stats,
         max_nfe: int | None = None,
+        jumps: Sequence[float] = (),
     ):
         self.weights, self.args, self.stats, self.max_nfe = weights, args, stats, max_nfe
-        self.interval = interval
+        self.pieces, self.jumps = pieces, jumps
         self.time_dtype = torch.float32 if x0.dtype.itemsize < 4 else x0.dtype.to_real()
         self.recomputing = False
         self.observer: Observer | None = None
-        self.found = [list(reachable(weights.piece(i))) for i in range(weights.pieces)]
-        self.consistency = Consistency(([m for m in f if isinstance(m, nn.Module)] for f in self.found), x0.device)
+        found = [list(reachable(weights.piece(i))) for i in range(weights.pieces)]
+        self.found = [found[piece.weights] for piece in pieces]
+        self.consistency = Consistency(([m for m in f if isinstance(m, nn.Module)] for f in found), x0.device)
 
     def piece(self, index: int) -> Evaluate:
         """F on one piece of depth, as a function of a host time and the state."""
-        F = self.weights.piece(index)
+        piece = self.pieces[index]
+        F = self.weights.piece(piece.weights)
         unseen = self.observer is not None
+        inside = {t: self._nearest(t, other) for t, other in (piece[1:], piece[:0:-1]) if t in self.jumps}
 
         def evaluate(t: float, x: Tensor) -> Tensor:
             nonlocal unseen
+            t = inside.get(t, t)
             if unseen:
                 k = self._observed(F, index, t, x)
                 unseen = not k.requires_grad
@@ -64,6 +71,11 @@ class VectorField:
             return self._evaluate(F, index, t, x)
 
         return evaluate
+
+    def _nearest(self, t: float, towards: float) -> float:
+        """The time next to t that F can be shown in the state's precision."""
+        ends = torch.tensor([t, towards], dtype=self.time_dtype)
+        return float(torch.nextafter(ends[0], ends[1]))
 
     def recompute(self) -> _Recomputation:
         """Context in which evaluations repeat the forward pass: counted as backward ones, changing nothing."""
@@ -84,7 +96,7 @@ class VectorField:
                 )
             stats.nfe += 1
         time = torch.full((), t, dtype=self.time_dtype, device=x.device)
-        k = self.consistency.call(index, lambda: F(time, x, *self.args))
+        k = self.consistency.call(self.pieces[index].weights, lambda: F(time, x, *self.args))
         return self._checked(k, x)
 
     def _observed(self, F: Callable[..., Tensor], index: int, t: float, x: Tensor) -> Tensor:

@@ -9,15 +9,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from odenet.errors import NonFiniteFunctionError, NonFiniteStateError, StepBudgetError, StepUnderflowError
-from odenet.solvers.control import Controller, first_step, rms, scale
+from odenet.errors import NonFiniteFunctionError, NonFiniteStateError, SolveError, StepBudgetError, StepUnderflowError
+from odenet.solvers.control import first_step, rms, scale
 from odenet.solvers.problem import Problem
 from odenet.solvers.solution import Interpolant, Solution
 from odenet.solvers.stepper import NOTHING, Evaluate, Span, Stepper, Trial
 
 NONFINITE_RETRIES = 10
 STRETCH = 1.01
-CONTROLLER = Controller()
+LEAST_ERROR = 1e-4
 Walk = Iterator[tuple[Evaluate, Trial]]
 Watch = Callable[[Trial], None]
 
@@ -32,27 +32,41 @@ def integrate(problem: Problem, watch: Watch | None = None) -> Solution:
         problem: what to solve.
         watch: called with every accepted step.
 
+    Returns:
+        The states at `problem.ts`; with `on_failure="status"` and a solve that broke down, those that were reached and
+        the last accepted one.
+
     Raises:
         SolveError: the solve broke down.
     """
-    stepper, stats = problem.stepper, problem.stats
+    scheme, stats = problem.scheme, problem.stats
+    stepper, patient = problem.stepper, scheme.on_failure == "status"
+    stepper.check(problem.x0)
     outputs = Outputs(problem, problem.ts)
     interpolants: list[Interpolant] = []
-    x = problem.x0
+    t, x, error = problem.t0, problem.x0, None
     with problem.field.consistency.forward():
-        for f, trial in (_adaptive if problem.scheme.adaptive else _fixed)(problem, stepper):
-            stats.accepted += 1
-            stats.h.append(abs(trial.span.h))
-            if watch is not None:
-                watch(trial)
-            outputs.pass_over(stepper, f, trial)
-            if problem.dense:
-                stepper.interpolate(f, trial, trial.span.t)
-                interpolants.append((trial.span, partial(stepper.interpolate, f, trial)))
-            x = trial.x_next
-        if not problem.scheme.adaptive and x.device.type == "cpu":
-            _check_finite(problem, stepper, x)
-    return Solution(outputs.states, problem.ts, stats, interpolants if problem.dense else None)
+        try:
+            for f, trial in (_adaptive if scheme.adaptive else _fixed)(problem, stepper):
+                if patient and not scheme.adaptive and _sample(trial.x_next) is not None:
+                    raise _nonfinite_error(trial, stats.nfe, None)
+                stats.accepted += 1
+                stats.h.append(abs(trial.span.h))
+                if watch is not None:
+                    watch(trial)
+                outputs.pass_over(stepper, f, trial)
+                if problem.dense:
+                    stepper.interpolate(f, trial, trial.span.t)
+                    interpolants.append((trial.span, partial(stepper.interpolate, f, trial)))
+                t, x = trial.span.t_next, trial.x_next
+            if not (scheme.adaptive or patient) and x.device.type == "cpu":
+                _check_finite(problem, stepper, x)
+        except SolveError as failure:
+            if not patient:
+                raise
+            error = failure
+    times, states = outputs.reached(t, x) if error else (problem.ts, outputs.states)
+    return Solution(states, times, stats, interpolants if problem.dense else None, error)
 
 
 class Outputs:
@@ -72,6 +86,11 @@ class Outputs:
                 break
             due.append(t)
         return due
+
+    def reached(self, t: float, x: Tensor) -> tuple[list[float], list[Tensor]]:
+        """The outputs up to the last accepted step, and that step's end."""
+        times, states = self.ts[: len(self.states)], self.states
+        return (times, states) if times and times[-1] == t else ([*times, t], [*states, x])
 
     def pass_over(self, stepper: Stepper, f: Evaluate, trial: Trial) -> None:
         """Take the states that are due with an accepted step."""
@@ -99,72 +118,80 @@ def _fixed(problem: Problem, stepper: Stepper) -> Walk:
 
 
 def _adaptive(problem: Problem, stepper: Stepper) -> Walk:
-    """Steps that hold the local error at the tolerance, each piece ending exactly at its end; one look a step."""
+    """Steps that hold the local error at the tolerance, one landing exactly at each stop; one look a step."""
     scheme, field, stats = problem.scheme, problem.field, problem.stats
     rtol, atol = scheme.tolerances
-    sign, order = problem.direction, stepper.error_order
+    norm, sign, order = scheme.norm or rms, problem.direction, stepper.error_order
     assert order is not None
-    control = _StepControl(problem)
+    control = _StepControl(problem, order)
     x, h = problem.x0, scheme.first_step
-    for piece, (t, end) in enumerate(problem.pieces()):
-        if t == end:
+    for piece, (start, stops) in enumerate(zip(problem.starts(), problem.landings(), strict=True)):
+        if start == stops[-1]:
             continue
-        f = field.piece(piece)
+        t, f = start, field.piece(piece)
         first = f(t, x)
         memory = stepper.start(f, t, x, first)
         if stats.accepted == 0:
             control.check_start(t, x, first)
         if h is None:
             field.consistency.mark()
-            h = first_step(f, x, first, (t, end), order, rtol, atol)
+            h = first_step(f, x, first, (t, stops[-1]), order, rtol, atol, norm)
             field.consistency.undo()
-        while t != end:
-            lands = h * STRETCH >= abs(end - t)
-            span = Span(piece, t, end if lands else t + sign * h, 0.0)
-            span = span._replace(h=span.t_next - t)
-            control.check_step(span)
-            field.consistency.mark()
-            trial = stepper.step(f, span, x, memory, first, error=True)
-            first = trial.first
-            with torch.no_grad():
-                weight = scale(x.detach(), rtol, atol, trial.x_next.detach())
-                error = stepper.error_ratio(trial.error, weight, rms)
-            if not math.isfinite(error):
-                control.nonfinite(trial, error)
-                field.consistency.undo()
-                h = abs(span.h) * CONTROLLER.shrink
-                continue
-            factor = CONTROLLER.factor(error, control.previous, order)
-            if error > 1:
-                control.reject(error)
-                field.consistency.undo()
-                h = abs(span.h) * min(1.0, factor)
-                continue
-            control.accept(error)
-            h = max(h, abs(span.h) * factor) if lands else abs(span.h) * factor
-            yield f, trial
-            t, x, first, memory = span.t_next, trial.x_next, trial.end, trial.memory
+        for end in stops:
+            while t != end:
+                h = min(max(h, scheme.h_min), scheme.h_max)
+                left = abs(end - t)
+                lands = h >= left or (h * STRETCH >= left and left <= scheme.h_max)
+                span = Span(piece, t, end if lands else t + sign * h, 0.0)
+                span = span._replace(h=span.t_next - t)
+                control.check_step(span)
+                field.consistency.mark()
+                trial = stepper.step(f, span, x, memory, first, error=True)
+                first = trial.first
+                with torch.no_grad():
+                    weight = scale(x.detach(), rtol, atol, trial.x_next.detach())
+                    error = float(stepper.error_ratio(trial.error, weight, norm))
+                if not math.isfinite(error):
+                    control.nonfinite(trial, error)
+                    field.consistency.undo()
+                    h = abs(span.h) * control.controller.shrink
+                elif error > 1 and h > scheme.h_min:
+                    field.consistency.undo()
+                    h = abs(span.h) * control.reject(error)
+                else:
+                    factor = control.accept(error)
+                    h = max(h, abs(span.h) * factor) if lands else abs(span.h) * factor
+                    yield f, trial
+                    t, x, first, memory = span.t_next, trial.x_next, trial.end, trial.memory
 
 
 class _StepControl:
     """Counts trials of an adaptive solve and says when to give up."""
 
-    def __init__(self, problem: Problem):
-        self.problem, self.stats = problem, problem.stats
-        self.previous: float | None = None
+    def __init__(self, problem: Problem, order: int):
+        self.problem, self.stats, self.order = problem, problem.stats, order
+        self.controller = problem.scheme.step_controller
+        self.past: list[float] = []
         self.error: float | None = None
         self.broken: Trial | None = None
         self.nonfinite_in_a_row = 0
         self.resolution = 16 * torch.finfo(torch.float64).eps * max(abs(problem.t0), abs(problem.t1))
 
-    def accept(self, error: float) -> None:
-        self.previous = self.error = error
+    def accept(self, error: float) -> float:
+        """Count an accepted step; what to multiply h with."""
+        self.error = error
         self.nonfinite_in_a_row = 0
+        self.stats.forced += error > 1
+        factor = self.controller.factor([error, *self.past], self.order)
+        self.past = [max(error, LEAST_ERROR), *self.past][:2]
+        return factor
 
-    def reject(self, error: float) -> None:
+    def reject(self, error: float) -> float:
+        """Count a rejected step; what to multiply h with."""
         self.error = error
         self.stats.rejected += 1
         self.nonfinite_in_a_row = 0
+        return self.controller.retry(error, self.order)
 
     def check_start(self, t: float, x: Tensor, k: Tensor) -> None:
         """Raise if the initial state or F there is not finite."""

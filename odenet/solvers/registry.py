@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from odenet.registry import Registry
-from odenet.solvers import multistep, reversible
+from odenet.solvers import multistep, reversible, symplectic
 from odenet.solvers.explicit import ExplicitRungeKutta
 from odenet.solvers.stepper import Stepper
 from odenet.solvers.tableau import TABLEAUS
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 solvers: Registry[Stepper] = Registry("solver")
 for _name, _tableau in TABLEAUS.items():
     solvers.add(_name, ExplicitRungeKutta(_tableau))
-for _method in (*multistep.METHODS, *reversible.METHODS):
+for _method in (*multistep.METHODS, *reversible.METHODS, *symplectic.METHODS):
     solvers.add(_method.name, _method)
 
 
@@ -30,6 +30,7 @@ class Method(NamedTuple):
         adaptive: can pick its own steps.
         reference: where it comes from.
         options: names of the options that it takes.
+        differentiable: leaves a graph that autograd can walk.
     """
 
     order: int | None
@@ -37,10 +38,17 @@ class Method(NamedTuple):
     adaptive: bool
     reference: str = ""
     options: tuple[str, ...] = ()
+    differentiable: bool = True
 
 
 class Backend(Protocol):
-    """Who takes the steps."""
+    """Who takes the steps.
+
+    Attributes:
+        refuses: fields of a scheme that it cannot honour.
+    """
+
+    refuses: tuple[str, ...]
 
     def methods(self) -> dict[str, Method]:
         """Its solvers by name."""

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from odenet.errors import InputError, UnknownNameError
-from odenet.solvers.control import MAX_STEPS
+from odenet.solvers.control import MAX_STEPS, Controller, Norm, controller_of
 from odenet.solvers.registry import backends
+from odenet.solvers.times import host_times
 
 DEFAULT_TOLERANCE = 1e-3
+DEFAULT_CONTROLLER = "I"
+ON_FAILURE = ("raise", "status")
+FIXED_BY = ("steps", "step_size", "grid")
+ADAPTIVE_ONLY = ("rtol", "atol", "first_step", "controller", "h_min", "h_max", "norm")
 
 
 @dataclass(frozen=True)
@@ -26,8 +32,17 @@ class Scheme:
         rtol: relative tolerance of an adaptive method.
         atol: absolute tolerance of an adaptive method.
         gradient: name of the gradient method.
-        backend: "native" or "torchdiffeq".
+        backend: "native", "torchdiffeq" or "scipy".
+        step_size: h of a fixed-step method, instead of steps; a last step before a stop may be shorter.
+        grid: ends of the steps of a fixed-step method, from t0 to t1, instead of steps.
         first_step: size of the first adaptive step, or None to have it estimated.
+        controller: how the next adaptive step is picked: a name of `controllers`, or a `Controller`.
+        h_min: smallest adaptive step; at that size a step is accepted whatever its error.
+        h_max: largest adaptive step.
+        norm: size of a scaled state in an adaptive solve, tensor -> number or 0-d tensor; None for RMS.
+        stops: times at which a step has to end.
+        jumps: times at which F is discontinuous: a step ends there, and the method starts anew.
+        on_failure: "raise", or "status" to return what was reached.
         max_steps: budget of accepted plus rejected steps.
         max_nfe: budget of forward evaluations of F, or None.
         options: handed to the backend's solver as they are.
@@ -39,11 +54,20 @@ class Scheme:
 
     solver: str
     steps: int | None = None
-    rtol: float | None = None
-    atol: float | None = None
+    rtol: float | Tensor | None = None
+    atol: float | Tensor | None = None
     gradient: str = "autograd"
     backend: str = "native"
+    step_size: float | None = None
+    grid: Sequence[float] | None = None
     first_step: float | None = None
+    controller: str | Controller = DEFAULT_CONTROLLER
+    h_min: float = 0.0
+    h_max: float = math.inf
+    norm: Norm | None = None
+    stops: Sequence[float] = ()
+    jumps: Sequence[float] = ()
+    on_failure: str = "raise"
     max_steps: int = MAX_STEPS
     max_nfe: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -53,18 +77,21 @@ class Scheme:
         methods = backends[self.backend].methods()
         if not isinstance(self.solver, str) or self.solver not in methods:
             raise _unknown_solver(self.solver, self.backend, methods)
+        self._check_times()
         steps = self.steps
         if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
             hint = "; for an adaptive solver leave steps out and set rtol and atol"
             raise InputError(f"steps must be a positive integer, got {steps!r}{hint}")
+        if self.on_failure not in ON_FAILURE:
+            raise InputError(f"on_failure must be one of {', '.join(ON_FAILURE)}, got {self.on_failure!r}")
         _check_budget("max_steps", self.max_steps)
         if self.max_nfe is not None:
             _check_budget("max_nfe", self.max_nfe)
-        if steps is not None:
+        if not self.adaptive:
             self._check_fixed()
             if not methods[self.solver].fixed:
                 raise InputError(
-                    f"solver {self.solver!r} of backend {self.backend!r} picks its own steps; leave steps out, "
+                    f"solver {self.solver!r} of backend {self.backend!r} picks its own steps; leave {self._by} out, "
                     f"or use a fixed-step solver: {', '.join(n for n, method in methods.items() if method.fixed)}"
                 )
         elif not methods[self.solver].adaptive:
@@ -84,10 +111,20 @@ class Scheme:
     @property
     def adaptive(self) -> bool:
         """Whether the step size follows the tolerance."""
-        return self.steps is None
+        return self._by is None
 
     @property
-    def tolerances(self) -> tuple[float, float]:
+    def _by(self) -> str | None:
+        """Which argument fixes the steps."""
+        return next((name for name in FIXED_BY if getattr(self, name) is not None), None)
+
+    @property
+    def step_controller(self) -> Controller:
+        """The controller of an adaptive solve."""
+        return controller_of(self.controller)
+
+    @property
+    def tolerances(self) -> tuple[Any, Any]:
         """(rtol, atol), with the default where one was left out."""
         rtol = DEFAULT_TOLERANCE if self.rtol is None else self.rtol
         return rtol, DEFAULT_TOLERANCE if self.atol is None else self.atol
@@ -100,7 +137,7 @@ class Scheme:
         """Raise `InputError` if the state's dtype is not one of numbers, or cannot resolve the relative tolerance."""
         if not (dtype.is_floating_point or dtype.is_complex):
             raise InputError(f"the state must be of a floating-point or complex dtype, got {dtype}; use x.float()")
-        rtol = self.tolerances[0]
+        rtol = float(torch.as_tensor(self.tolerances[0]).max())
         if self.adaptive and rtol < torch.finfo(dtype).eps:
             raise InputError(
                 f"rtol={rtol:g} is below what {dtype} resolves ({torch.finfo(dtype).eps:.2g}); "
@@ -108,17 +145,33 @@ class Scheme:
             )
 
     def __str__(self) -> str:
-        if self.steps is not None:
-            return f"{self.solver}, steps={self.steps}"
-        rtol, atol = self.tolerances
-        return f"{self.solver}, rtol={rtol:g}, atol={atol:g}"
+        if self._by is not None:
+            size = (
+                f"{len(self.grid) - 1} given steps"
+                if self.grid is not None
+                else f"{self._by}={getattr(self, self._by)}"
+            )
+            return f"{self.solver}, {size}"
+        rtol, atol = (f"{t:g}" if isinstance(t, float | int) else "per element" for t in self.tolerances)
+        return f"{self.solver}, rtol={rtol}, atol={atol}"
+
+    def _check_times(self) -> None:
+        """Times and sizes of any scheme: host numbers from here on."""
+        given = [name for name in FIXED_BY if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise InputError(f"give one of {', '.join(FIXED_BY)}, got {' and '.join(given)}")
+        if self.step_size is not None:
+            check_positive("step_size", self.step_size)
+        for name in ("grid", "stops", "jumps"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(host_times(name, getattr(self, name))))
 
     def _check_fixed(self) -> None:
-        for name in ("rtol", "atol", "first_step"):
-            if getattr(self, name) is not None:
+        for name in ADAPTIVE_ONLY:
+            if getattr(self, name) != getattr(type(self), name):
                 raise InputError(
-                    f"{name} belongs to an adaptive solve, but steps={self.steps} fixes the steps of {self.solver!r}; "
-                    f"leave out either {name} or steps"
+                    f"{name} belongs to an adaptive solve, but {self._by}={getattr(self, self._by or '')!r} fixes the "
+                    f"steps of {self.solver!r}; leave out either {name} or {self._by}"
                 )
         if self.steps is not None and self.steps > self.max_steps:
             raise InputError(f"steps={self.steps} is more than max_steps={self.max_steps}; raise max_steps")
@@ -126,15 +179,36 @@ class Scheme:
     def _check_adaptive(self) -> None:
         for name, value in zip(("rtol", "atol"), self.tolerances, strict=True):
             check_tolerance(name, value)
-        if self.first_step is not None:
-            check_tolerance("first_step", self.first_step)
+        for name in ("first_step", "h_min", "h_max"):
+            value = getattr(self, name)
+            if value != getattr(type(self), name):
+                check_positive(name, value)
+        if self.h_min > self.h_max:
+            raise InputError(f"h_min={self.h_min:g} is larger than h_max={self.h_max:g}")
+        controller_of(self.controller)
+        for name in backends[self.backend].refuses:
+            if getattr(self, name) != getattr(type(self), name):
+                raise InputError(
+                    f"the solvers of backend {self.backend!r} do not take {name}; leave {name}={getattr(self, name)!r} "
+                    "out, or use backend='native'"
+                )
+        if self.norm is not None and not callable(self.norm):
+            raise InputError(f"norm must be a function of a scaled state, got {self.norm!r}")
 
 
-def check_tolerance(name: str, value: Any) -> None:
+def check_positive(name: str, value: Any) -> None:
     """Raise `InputError` unless `value` is a positive finite number."""
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or value <= 0:
         raise InputError(f"{name} must be a positive number, got {value!r}")
+
+
+def check_tolerance(name: str, value: Any) -> None:
+    """Raise `InputError` unless `value` is a positive finite number, or a tensor of such numbers."""
+    if not isinstance(value, Tensor):
+        check_positive(name, value)
+    elif not bool(((value > 0) & value.isfinite()).all()):
+        raise InputError(f"{name} must hold positive numbers, got a tensor with values down to {float(value.min()):g}")
 
 
 def check_options(kind: str, given: Iterable[str], valid: Iterable[str]) -> None:
@@ -152,8 +226,7 @@ def _check_budget(name: str, value: Any) -> None:
 
 def _unknown_solver(name: str, backend: str, methods: Iterable[str]) -> UnknownNameError:
     error = UnknownNameError("solver", name, methods)
-    if backend == "torchdiffeq":
-        error.args = (f"{error.args[0]} (backend torchdiffeq)",)
-    else:
-        error.args = (f"{error.args[0]}; more with backend='torchdiffeq'",)
+    others = [other for other in backends if isinstance(name, str) and name in backends[other].methods()]
+    hint = f"; backend={others[0]!r} has it" if others else ""
+    error.args = (f"{error.args[0]} (backend {backend!r}){hint}",)
     return error

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from odenet.errors import InputError
-from odenet.solvers.problem import host_time
+from odenet.errors import InputError, SolveError
 from odenet.solvers.stats import Stats
 from odenet.solvers.stepper import Span
+from odenet.solvers.times import host_time
 
 Interpolant = tuple[Span, Callable[[float], Tensor]]
 
@@ -24,10 +24,12 @@ class Solution:
         times: host times, from t0 towards t1.
         stats: what the solve did; the backward pass adds its part when it runs.
         interpolants: the steps and their dense outputs, if the solution is to be callable.
+        error: why the solve broke down, if it did (with `on_failure="status"`).
 
     Attributes:
         stats: what the solve did.
-        status: "success".
+        status: "success", or the status of the error.
+        error: why the solve broke down, or None.
     """
 
     def __init__(
@@ -36,9 +38,11 @@ class Solution:
         times: Sequence[float],
         stats: Stats,
         interpolants: Sequence[Interpolant] | None = None,
+        error: SolveError | None = None,
     ):
         self.states, self.times, self.stats = list(states), list(times), stats
-        self.status = "success"
+        self.error = error
+        self.status = "success" if error is None else error.status
         self._interpolants = interpolants
 
     @property

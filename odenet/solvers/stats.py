@@ -18,6 +18,7 @@ class Stats:
         drift: relative error of x0 as a reversible method reconstructed it; the largest of several solves.
         accepted: accepted steps.
         rejected: rejected trial steps.
+        forced: accepted steps whose error was above the tolerance, because they could not be smaller than h_min.
         h: accepted step sizes in order, positive.
     """
 
@@ -28,6 +29,7 @@ class Stats:
     drift: float = 0.0
     accepted: int = 0
     rejected: int = 0
+    forced: int = 0
     h: list[float] = field(default_factory=list)
 
     @classmethod
@@ -42,5 +44,6 @@ class Stats:
             total.drift = max(total.drift, part.drift)
             total.accepted += part.accepted
             total.rejected += part.rejected
+            total.forced += part.forced
             total.h += part.h
         return total

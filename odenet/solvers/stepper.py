@@ -91,6 +91,9 @@ class Stepper:
         """Whether it can pick its own steps."""
         return self.error_order is not None
 
+    def check(self, x0: Tensor) -> None:
+        """Raise `InputError` if the method cannot take a state of this shape."""
+
     def start(self, f: Evaluate, t: float, x: Tensor, first: Tensor | None = None) -> Memory:
         """What the method carries beside the state, at the beginning and wherever F becomes another function.
 

@@ -35,7 +35,7 @@ def numerics(steps, tolerance=1e-4):
 class Mixed(nn.Module):
     """F with every kind of input: used, frozen and unused parameters, a buffer, arguments."""
 
-    def __init__(self, dim=3):
+    def __init__(self, dim=4):
         super().__init__()
         self.inner = odenet.residual.MLP(dim, width=5, layers=1, time="concat")
         self.scale = nn.Parameter(torch.tensor(2.0))
@@ -87,12 +87,12 @@ OUTPUTS = {
 @pytest.mark.parametrize("outputs", OUTPUTS)
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize(("solver", "steps", "gradient"), EXACT_SCHEMES)
-def test_an_exact_gradient_is_that_of_backprop_through_the_same_steps(solver, steps, weights, outputs, gradient, x):
+def test_an_exact_gradient_is_that_of_backprop_through_the_same_steps(solver, steps, weights, outputs, gradient, pairs):
     built = WEIGHTS[weights](Mixed())
-    args = (torch.randn(4, 3, dtype=torch.float64), {"gain": [torch.tensor(1.3, dtype=torch.float64)]})
-    case = (lambda F: F, solver, steps, OUTPUTS[outputs], x, args)
+    args = (torch.randn(4, 4, dtype=torch.float64), {"gain": [torch.tensor(1.3, dtype=torch.float64)]})
+    case = (lambda F: F, solver, steps, OUTPUTS[outputs], pairs, args)
     results = [
-        solve_and_differentiate(built, case[0], g, case[1], case[2], case[3], x, args)
+        solve_and_differentiate(built, case[0], g, case[1], case[2], case[3], pairs, args)
         for g in (backprop(gradient), {"gradient": gradient})
     ]
     (expected_solution, expected), (solution, got) = results
@@ -106,8 +106,8 @@ def test_an_exact_gradient_is_that_of_backprop_through_the_same_steps(solver, st
 
 @pytest.mark.parametrize(("solver", "steps", "gradient"), EXACT_SCHEMES)
 def test_an_exact_gradient_of_complex_states(solver, steps, gradient):
-    W = torch.randn(3, 3, dtype=torch.complex128).requires_grad_()
-    x0 = torch.randn(2, 3, dtype=torch.complex128).requires_grad_()
+    W = torch.randn(4, 4, dtype=torch.complex128).requires_grad_()
+    x0 = torch.randn(2, 4, dtype=torch.complex128).requires_grad_()
 
     def F(t, x):
         return torch.tanh(x @ W) * torch.exp(1j * t)
@@ -145,8 +145,8 @@ def test_second_derivatives_are_those_of_backprop_even_if_x0_was_made_with_the_p
     solver, steps, frozen_start, gradient
 ):
     """A penalty on the gradient, through two blocks that share F."""
-    F = odenet.residual.MLP(3, width=4, layers=1).double()
-    data = torch.randn(2, 3, dtype=torch.float64)
+    F = odenet.residual.MLP(4, width=4, layers=1).double()
+    data = torch.randn(2, 4, dtype=torch.float64)
 
     def differentiate(method):
         x0 = data if frozen_start else F(torch.zeros(()), data)
@@ -206,20 +206,20 @@ def test_the_options_of_the_adjoint_reach_it(gradient, x):
 
 
 @pytest.mark.parametrize("gradient", gradients_for("dopri5"))
-def test_no_graph_is_made_where_no_gradient_is_asked_for(gradient, x):
+def test_no_graph_is_made_where_no_gradient_is_asked_for(gradient, pairs):
     F = Mixed()
     with torch.no_grad():
-        assert not odenet.solve(F, x, gradient=gradient).last.requires_grad
+        assert not odenet.solve(F, pairs, gradient=gradient).last.requires_grad
     frozen = copy.deepcopy(F).requires_grad_(False)
-    assert not odenet.solve(frozen, x, gradient=gradient).last.requires_grad
-    assert odenet.solve(frozen, x.clone().requires_grad_(), gradient=gradient).last.requires_grad
-    assert odenet.solve(F, x, gradient=gradient).last.requires_grad
+    assert not odenet.solve(frozen, pairs, gradient=gradient).last.requires_grad
+    assert odenet.solve(frozen, pairs.clone().requires_grad_(), gradient=gradient).last.requires_grad
+    assert odenet.solve(F, pairs, gradient=gradient).last.requires_grad
 
 
 @pytest.mark.parametrize("gradient", gradients_for("dopri5"))
-def test_backward_a_second_time_says_so_or_accumulates(gradient, x):
+def test_backward_a_second_time_says_so_or_accumulates(gradient, pairs):
     F = Mixed()
-    last = odenet.solve(F, x, gradient=gradient, solver="rk4", steps=4).last
+    last = odenet.solve(F, pairs, gradient=gradient, solver="rk4", steps=4).last
     last.sum().backward(retain_graph=True)
     once = F.scale.grad.clone()
     last.sum().backward()
@@ -229,9 +229,9 @@ def test_backward_a_second_time_says_so_or_accumulates(gradient, x):
 
 
 @pytest.mark.parametrize("gradient", [g for g in gradients_for("dopri5", exact=True) if g != "autograd"])
-def test_a_parameter_that_changed_before_the_backward_pass_is_an_error_not_a_wrong_gradient(gradient, x):
+def test_a_parameter_that_changed_before_the_backward_pass_is_an_error_not_a_wrong_gradient(gradient, pairs):
     F = Mixed()
-    last = odenet.solve(F, x, gradient=gradient).last
+    last = odenet.solve(F, pairs, gradient=gradient).last
     with torch.no_grad():
         F.scale.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

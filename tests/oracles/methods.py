@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from odenet.gradients import gradients
+from odenet.solvers import backends
 
 
 def gradients_for(solver: str, backend: str = "native", exact: bool | None = None) -> list[str]:
@@ -15,7 +16,7 @@ def gradients_for(solver: str, backend: str = "native", exact: bool | None = Non
         if backend in method.backends
         and method.own_steps
         and (backend != "native" or solver in method.solvers())
-        and not (solver == "scipy_solver" and method.exact)
+        and (backends[backend].methods()[solver].differentiable or not method.exact)
         and exact in (None, method.exact)
     ]
 

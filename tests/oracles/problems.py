@@ -11,6 +11,8 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from odenet.solvers.stepper import Stepper
+
 
 @dataclass(frozen=True)
 class Oracle:
@@ -22,6 +24,7 @@ class Oracle:
         x0: initial state, (batch, dim), float64.
         interval: (t0, t1).
         answer: t -> x(t), of x0's shape.
+        separable: whether x = (q, p), q' = f(p) and p' = g(t, q).
     """
 
     name: str
@@ -29,6 +32,7 @@ class Oracle:
     x0: Tensor
     interval: tuple[float, float]
     answer: Callable[[float], Tensor]
+    separable: bool = False
 
 
 def _double(values: list) -> Tensor:
@@ -39,6 +43,7 @@ A = _double([[-0.4, 1.0, 0.2], [-1.3, -0.2, 0.5], [0.1, -0.6, -0.5]])
 LINEAR_X0 = _double([[1.0, 0.5, -0.3], [-0.7, 1.2, 0.4]])
 SCALAR_X0 = _double([[1.0], [-0.5]])
 LOGISTIC_X0 = _double([[0.1], [0.3], [0.9]])
+PENDULUM_X0 = _double([[1.0, 0.2], [-2.0, 0.5]])
 VOLTERRA_X0 = _double([[1.0, 1.0], [2.0, 0.5]])
 VOLTERRA = (1.5, 1.0, 1.0, 3.0)
 
@@ -67,6 +72,10 @@ def harmonic(t: Tensor, x: Tensor) -> Tensor:
     return torch.stack([x[:, 1], -x[:, 0]], 1)
 
 
+def pendulum(t: Tensor, x: Tensor) -> Tensor:
+    return torch.stack([x[:, 1], torch.cos(2 * t) - torch.sin(x[:, 0])], 1)
+
+
 def lotka_volterra(t: Tensor, x: Tensor) -> Tensor:
     a, b, d, g = VOLTERRA
     prey, predator = x[:, 0], x[:, 1]
@@ -90,6 +99,15 @@ def _cosine_answer(t: float) -> Tensor:
     return _double([[float(answer[0])] for answer in answers])
 
 
+@lru_cache(maxsize=64)
+def _pendulum_answer(t: float) -> Tensor:
+    if t == 0:
+        return PENDULUM_X0
+    slope = lambda s, y: [y[1], math.cos(2 * s) - math.sin(y[0])]  # noqa: E731
+    answers = [solve_ivp(slope, (0, t), x0.tolist(), "DOP853", rtol=1e-13, atol=1e-13).y[:, -1] for x0 in PENDULUM_X0]
+    return _double([answer.tolist() for answer in answers])
+
+
 def _quadrature_answer(t: float) -> Tensor:
     return SCALAR_X0 + (4 - math.exp(-t) * (math.sin(4 * t) + 4 * math.cos(4 * t))) / 17
 
@@ -109,5 +127,11 @@ PROBLEMS = [
     Oracle("growth", growth, SCALAR_X0, (0.0, 2.0), lambda t: SCALAR_X0 * math.exp(t * t / 2)),
     Oracle("quadrature", quadrature, SCALAR_X0, (0.0, 2.0), _quadrature_answer),
     Oracle("logistic", logistic, LOGISTIC_X0, (0.0, 3.0), _logistic_answer),
-    Oracle("harmonic", harmonic, _harmonic_answer(0.0), (0.0, 3.0), _harmonic_answer),
+    Oracle("harmonic", harmonic, _harmonic_answer(0.0), (0.0, 3.0), _harmonic_answer, separable=True),
+    Oracle("pendulum", pendulum, PENDULUM_X0, (0.0, 3.0), _pendulum_answer, separable=True),
 ]
+
+
+def problems_for(solver: Stepper) -> list[Oracle]:
+    """The problems that a method is for: partitioned ones take separable problems."""
+    return [problem for problem in PROBLEMS if problem.separable or not solver.partitioned]

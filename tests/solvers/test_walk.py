@@ -21,7 +21,7 @@ WALKS = [
     for name, method in entry.methods().items()
     for steps in ([6] if method.fixed else []) + ([None] if method.adaptive else [])
 ]
-WITH_STEPS = [walk for walk in WALKS if walk.values[1] != "scipy_solver"]
+WITH_STEPS = [walk for walk in WALKS if walk.values[1] != "scipy_solver"]  # SciPy reports no rejected steps
 ENDS = [(0.0, 1.0), (1.0, 0.0), (-0.3, 0.4), (0.1, 2.7)]
 
 
@@ -42,11 +42,11 @@ def numerics(steps, tolerance=1e-4):
 
 @pytest.mark.parametrize("interval", ENDS, ids=str)
 @pytest.mark.parametrize(("backend", "solver", "steps"), WALKS)
-def test_F_is_shown_only_times_inside_the_interval_forward_and_backward(backend, solver, steps, interval, x):
+def test_F_is_shown_only_times_inside_the_interval_forward_and_backward(backend, solver, steps, interval, pairs):
     low, high = sorted(interval)
     for gradient in gradients_for(solver, backend):
         F = Counted(Turn())
-        leaf = x.clone().requires_grad_()
+        leaf = pairs.clone().requires_grad_()
         ts = [interval[0], 0.7 * interval[0] + 0.3 * interval[1], interval[1]]
         solution = odenet.solve(
             F, leaf, interval, solver=solver, backend=backend, gradient=gradient, ts=ts, **numerics(steps)
@@ -60,11 +60,11 @@ def test_F_is_shown_only_times_inside_the_interval_forward_and_backward(backend,
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.5, -1.1)], ids=str)
 @pytest.mark.parametrize(("backend", "solver", "steps"), WALKS)
-def test_a_layer_sees_only_its_own_piece_of_depth(backend, solver, steps, interval, x):
+def test_a_layer_sees_only_its_own_piece_of_depth(backend, solver, steps, interval, pairs):
     (t0, t1), n = interval, 3
     for gradient in gradients_for(solver, backend):
         layers = [Counted(Turn(rate)) for rate in (1.0, -2.0, 3.0)]
-        leaf = x.clone().requires_grad_()
+        leaf = pairs.clone().requires_grad_()
         solution = odenet.solve(
             PiecewiseConstant(layers), leaf, interval, solver=solver, backend=backend, gradient=gradient,
             ts=[t0, t0 + 0.5 * (t1 - t0), t1], **numerics(steps),
@@ -84,10 +84,10 @@ def test_a_layer_sees_only_its_own_piece_of_depth(backend, solver, steps, interv
 
 @pytest.mark.parametrize("rate", [1.0, 40.0])
 @pytest.mark.parametrize(("backend", "solver", "steps"), WALKS)
-def test_reported_counts_are_what_happened(backend, solver, steps, rate, x):
+def test_reported_counts_are_what_happened(backend, solver, steps, rate, pairs):
     for gradient in gradients_for(solver, backend):
         F = Counted(Turn(rate))
-        leaf = x.clone().requires_grad_()
+        leaf = pairs.clone().requires_grad_()
         solution = odenet.solve(
             F, leaf, (0.0, 1.3), solver=solver, backend=backend, gradient=gradient, ts=[0.4, 1.3], **numerics(steps)
         )
@@ -109,7 +109,9 @@ def test_reported_counts_are_what_happened(backend, solver, steps, rate, x):
             assert 0 < stats.vjps <= stats.nfe_backward
 
 
-@pytest.mark.parametrize(("backend", "solver", "steps"), [w for w in WITH_STEPS if w.values[2] is None])
+@pytest.mark.parametrize(
+    ("backend", "solver", "steps"), [w for w in WITH_STEPS if w.values[2] is None and w.values[0] != "scipy"]
+)
 def test_rejected_steps_are_counted_and_leave_no_trace_in_the_graph(backend, solver, steps, x):
     def kink(t, x):
         return 60 * torch.cos(40 * t) * torch.sigmoid(60 * (t - 0.5)) - torch.sin(x)
@@ -144,12 +146,13 @@ def test_a_fixed_step_costs_its_stages(solver, cost, x):
 
 
 @pytest.mark.parametrize("solver", solvers)
-def test_the_slope_at_the_end_of_a_step_that_dense_output_needed_starts_the_next_step(solver, x):
-    plain = odenet.solve(PROBLEMS[0].F, x, solver=solver, steps=7).stats.nfe
-    dense = odenet.solve(PROBLEMS[0].F, x, solver=solver, steps=7, dense=True)
-    assert plain <= dense.stats.nfe <= plain + 1
+def test_the_slope_at_the_end_of_a_step_that_dense_output_needed_starts_the_next_step(solver, pairs):
+    plain = odenet.solve(Turn(), pairs, solver=solver, steps=7).stats.nfe
+    dense = odenet.solve(Turn(), pairs, solver=solver, steps=7, dense=True)
+    more = 8 if solvers[solver].partitioned else 1  # their evaluations of F give one half of it
+    assert plain <= dense.stats.nfe <= plain + more
     dense(0.37)
-    assert dense.stats.nfe <= plain + 1
+    assert dense.stats.nfe <= plain + more
 
 
 @settings(max_examples=60, deadline=None)
