@@ -3,7 +3,9 @@
 from odenet.gradients.adjoint import Adjoint
 from odenet.gradients.autograd import Autograd
 from odenet.gradients.checkpoint import Checkpoint
+from odenet.gradients.mali import MALI
 from odenet.gradients.registry import GradientMethod, gradients
+from odenet.gradients.reversible_heun import ReversibleHeun
 from odenet.gradients.stagewise import Stagewise
 
 
@@ -12,4 +14,14 @@ def list_gradients() -> list[str]:
     return list(gradients)
 
 
-__all__ = ["Adjoint", "Autograd", "Checkpoint", "GradientMethod", "Stagewise", "gradients", "list_gradients"]
+__all__ = [
+    "MALI",
+    "Adjoint",
+    "Autograd",
+    "Checkpoint",
+    "GradientMethod",
+    "ReversibleHeun",
+    "Stagewise",
+    "gradients",
+    "list_gradients",
+]

@@ -99,8 +99,9 @@ class _Replay(torch.autograd.Function):
         ctx.record, ctx.sweep, ctx.tensors = record, sweep, tensors
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x0, *tensors, *kept)
+        held = {id(tensor) for tensor in kept}
         kept.clear()
-        return tuple(state.clone() if state is x0 else state.view_as(state) for state in states)
+        return tuple(_own(state, held, states[:i], x0) for i, state in enumerate(states))
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
@@ -113,6 +114,13 @@ class _Replay(torch.autograd.Function):
         for cotangent in cotangents[: record.at_start()]:
             a = plus(a, cotangent)
         return None, None, None, None, a, *gradients
+
+
+def _own(state: Tensor, held: set[int], earlier: list[Tensor], x0: Tensor) -> Tensor:
+    """A state as an output of its own: one that nothing else holds may be changed in place by whoever gets it."""
+    if state is x0 or any(state is other for other in earlier):
+        return state.clone()
+    return state.view_as(state) if id(state) in held else state
 
 
 def _differentiable(

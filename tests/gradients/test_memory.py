@@ -1,0 +1,80 @@
+"""Bytes held for the backward pass, measured, over 10, 100 and 1,000 steps: what each method says of its memory."""
+
+import gc
+
+import pytest
+import torch
+
+import odenet
+from odenet.gradients import gradients
+from odenet.training import SavedTensorMeter
+
+BATCH, DIM, WIDTH = 256, 4, 64
+STATE = BATCH * DIM * 8
+CONSTANT = {"mali": 2, "reversible_heun": 3, "reversible": 2, "momentum": 2, "adjoint": 2}
+GROWING = {"checkpoint": 1, "stagewise": 1}
+SOLVERS = {"mali": "alf", "reversible_heun": "reversible_heun", "momentum": "euler"}
+
+
+def held(gradient, steps, **options):
+    """Bytes held when the forward pass is over, and the peak until the end of the backward pass, in states."""
+    F = odenet.residual.MLP(DIM, width=WIDTH, layers=1, norm="none").double()
+    x0 = torch.randn(BATCH, DIM, dtype=torch.float64, requires_grad=True)
+    with SavedTensorMeter(exclude=[x0, *F.parameters()]) as meter:
+        last = odenet.solve(
+            F, x0, solver=SOLVERS.get(gradient, "rk4"), steps=steps, gradient=gradient, gradient_options=options
+        ).last
+        after_forward = meter.live
+        last.square().sum().backward()
+    assert meter.live == 0
+    return after_forward / STATE, meter.peak / STATE
+
+
+@pytest.mark.parametrize("gradient", [g for g in CONSTANT if g in gradients])
+def test_memory_that_does_not_grow_with_the_number_of_steps(gradient):
+    measured = [held(gradient, steps) for steps in (10, 100, 1000)]
+    assert measured[0] == measured[1] == measured[2]
+    forward, peak = measured[0]
+    assert forward <= CONSTANT[gradient] + 0.01
+    one_evaluation = WIDTH / DIM + 2  # the hidden layer, and the state that went in
+    assert peak <= forward + 1 + one_evaluation + 1  # the loss saves its input
+
+
+@pytest.mark.parametrize("gradient", [g for g in GROWING if g in gradients])
+def test_memory_of_one_state_a_step(gradient):
+    for steps in (10, 100, 1000):
+        forward, _ = held(gradient, steps)
+        assert forward == steps - 1
+        few, few_peak = held(gradient, steps, checkpoints=5)
+        assert few == min(5, steps - 1) and few_peak < few + 100
+
+
+def test_memory_of_backprop_and_of_one_step_and_of_one_evaluation():
+    all_steps = [held("autograd", steps)[1] for steps in (10, 100)]
+    assert all_steps[1] > 9 * all_steps[0] > 9 * 10 * 4 * WIDTH / DIM
+    one_step = held("checkpoint", 10)[1] - 10
+    one_evaluation = held("stagewise", 10)[1] - 10
+    assert one_step > 4 * WIDTH / DIM and one_evaluation < 2 * WIDTH / DIM
+
+
+@pytest.mark.parametrize("gradient", [g for g in gradients if g != "autograd"])
+@pytest.mark.parametrize("finished", [True, False], ids=["after backward", "without backward"])
+def test_nothing_is_left_to_the_garbage_collector(gradient, finished, x):
+    """A solve that is let go frees its tensors at once: no reference cycles."""
+    F = odenet.residual.MLP(3, width=4, layers=1).double()
+    solver = SOLVERS.get(gradient, "rk4")
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensors()
+        solution = odenet.solve(F, x.clone().requires_grad_(), solver=solver, steps=6, gradient=gradient, ts=[0.5, 1])
+        if finished:
+            torch.autograd.grad(solution.ys.sum(), list(F.parameters()))
+        del solution
+        assert tensors() == before
+    finally:
+        gc.enable()
+
+
+def tensors():
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
