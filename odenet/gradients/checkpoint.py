@@ -53,7 +53,7 @@ class Checkpoint:
             return solution
         record.times = solution.times
         states = _Replay.apply(record, solution.states, problem.x0, *inputs.tensors)
-        return Solution(states, solution.times, solution.stats, error=solution.error)
+        return Solution(states, solution.times, solution.stats, error=solution.error, hits=solution.hits)
 
 
 @dataclass
