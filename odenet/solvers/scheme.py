@@ -210,9 +210,7 @@ def check_tolerance(name: str, value: Any) -> None:
         if not isinstance(leaf, Tensor):
             check_positive(name, leaf)
         elif not bool(((leaf > 0) & leaf.isfinite()).all()):
-            raise InputError(
-                f"{name} must hold positive numbers, got values down to {float(leaf.min()):g}"
-            )
+            raise InputError(f"{name} must hold positive numbers, got values down to {float(leaf.min()):g}")
 
 
 def check_options(kind: str, given: Iterable[str], valid: Iterable[str]) -> None:
