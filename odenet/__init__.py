@@ -10,11 +10,12 @@ from odenet.depth import list_depth_weights
 from odenet.gradients import list_gradients
 from odenet.residual import list_residuals
 from odenet.solve import solve
-from odenet.solvers import Solution, Stats, list_solvers
+from odenet.solvers import Event, Solution, Stats, list_solvers
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Event",
     "ODEBlock",
     "ResNet",
     "Solution",

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from odenet.depth import Constant, DepthWeights, weights_over_depth
 from odenet.errors import InputError
-from odenet.solve import make_scheme, run
+from odenet.run import run
+from odenet.solve import make_scheme
 from odenet.solvers import Scheme, Solution, Stats
 from odenet.solvers.control import MAX_STEPS
 from odenet.solvers.grid import uniform_grid

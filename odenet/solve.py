@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from odenet.depth import DepthWeights, weights_over_depth
+from odenet.depth import weights_over_depth
 from odenet.errors import InputError
 from odenet.gradients import gradients
-from odenet.solvers import Problem, Scheme, Solution
+from odenet.run import run
+from odenet.solvers import Scheme, Solution
 from odenet.solvers.control import MAX_STEPS, Controller, Norm
 from odenet.solvers.scheme import DEFAULT_CONTROLLER, check_options
 
@@ -56,29 +57,9 @@ def make_scheme(
     return scheme
 
 
-def run(
-    weights: DepthWeights,
-    x0: Tensor,
-    interval: Sequence[Any],
-    scheme: Scheme,
-    ts: Any = None,
-    args: tuple[Any, ...] = (),
-    dense: bool = False,
-) -> Solution:
-    """Solve with weights and a scheme that have been checked already."""
-    problem = Problem(weights, x0, interval, scheme, ts, args, dense)
-    solution = gradients[scheme.gradient].solve(problem)
-    if dense and scheme.gradient != "autograd" and any(x.requires_grad for x in solution.states):
-        raise InputError(
-            f"dense=True with gradient={scheme.gradient!r} would lose the gradient of sol(t); "
-            "use gradient='autograd', give the times as ts, or solve under torch.no_grad()"
-        )
-    return solution
-
-
 def solve(
     F: Any,
-    x0: Tensor,
+    x0: Any,
     t_span: Sequence[Any] = (0.0, 1.0),
     *,
     solver: str = "dopri5",
@@ -88,6 +69,7 @@ def solve(
     args: tuple[Any, ...] = (),
     ts: Sequence[float] | Tensor | None = None,
     dense: bool = False,
+    event: Any = None,
     gradient: str = "autograd",
     backend: str = "native",
     weights: Any = "tied",
@@ -110,15 +92,19 @@ def solve(
 
     Args:
         F: function or module called as F(t, x, *args), t a 0-d tensor, x and the result (batch, ...).
-        x0: (batch, ...) initial state, real or complex floating point.
-        t_span: (t0, t1); t1 < t0 solves backwards.
+        x0: (batch, ...) initial state, real or complex floating point; or a tuple, list or dict of such tensors, of any
+            shapes, which F then takes and returns.
+        t_span: (t0, t1); t1 < t0 solves backwards. Tensors that require a gradient get it.
         solver: name of the method, see `odenet.list_solvers`.
-        rtol: relative tolerance per element, RMS over the state; default 1e-3. Adaptive solves only.
-        atol: absolute tolerance per element; default 1e-3. Adaptive solves only.
+        rtol: relative tolerance per element, RMS over the state; default 1e-3. Adaptive solves only. A number, a tensor
+            that broadcasts to x0, or a tree of them like x0.
+        atol: absolute tolerance per element, likewise; default 1e-3. Adaptive solves only.
         steps: number of equal steps; None to let an adaptive method pick its own.
         args: handed to F after (t, x); tensors in it are differentiable.
-        ts: times of the answer, from t0 towards t1; None for t1 alone.
+        ts: times of the answer, from t0 towards t1; None for t1 alone. Tensors that require a gradient get it.
         dense: make the solution callable at any time.
+        event: an `odenet.Event`, a function g(t, x, *args), or a list of them; `events` of the solution has what
+            happened, with differentiable times. The solve ends at a terminal event, whose state is its last.
         gradient: "autograd", "checkpoint" or "adjoint".
         backend: "native", "torchdiffeq" or "scipy".
         weights: weights over depth, as in `ResNet`.
@@ -142,7 +128,7 @@ def solve(
         gradient_options: handed to the gradient method.
 
     Returns:
-        A `Solution` with `ys` (len(ts), *x0.shape), `ts`, `stats` and `status`.
+        A `Solution` with `ys` (len(ts), *x0.shape), `ts`, `stats`, `status` and `events`.
 
     Raises:
         InputError: an argument that cannot be used.
@@ -174,4 +160,4 @@ def solve(
         options=options or {},
         gradient_options=gradient_options or {},
     )
-    return run(weights_over_depth(F, weights, steps), x0, t_span, scheme, ts, args, dense)
+    return run(weights_over_depth(F, weights, steps), x0, t_span, scheme, ts, args, dense, event)

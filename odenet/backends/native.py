@@ -11,7 +11,7 @@ from odenet.solvers.solution import Solution
 class Native:
     """The solvers of odenet."""
 
-    refuses = ()
+    refuses: tuple[str, ...] = ()
 
     def methods(self) -> dict[str, Method]:
         """The native solvers by name."""

@@ -36,7 +36,7 @@ REAL_ONLY = ("Radau", "LSODA")
 class Scipy:
     """The solvers of `scipy.integrate.solve_ivp`, stepped one step at a time."""
 
-    refuses = ("controller", "norm", "h_min")
+    refuses: tuple[str, ...] = ("controller", "norm", "h_min")
 
     def methods(self) -> dict[str, Method]:
         """SciPy's methods by name."""

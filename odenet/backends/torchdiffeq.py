@@ -34,7 +34,7 @@ ODEInt = Callable[..., Any]
 class Torchdiffeq:
     """The solvers of torchdiffeq (Chen 2018)."""
 
-    refuses = ("controller",)
+    refuses: tuple[str, ...] = ("controller",)
 
     def methods(self) -> dict[str, Method]:
         """torchdiffeq's methods by name, as installed."""

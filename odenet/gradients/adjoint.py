@@ -80,13 +80,20 @@ class Adjoint:
 
 
 def _options(problem: Problem, f: Steps) -> dict[str, Any]:
-    """The user's options, completed so that the backward solve too lands on its end and keeps the forward grid."""
+    """The user's options, completed so that the backward solve too lands on its end and keeps the forward grid.
+
+    torchdiffeq solves a decreasing interval with negated times, and its adjoint sees them negated.
+    """
     scheme = problem.scheme
     options = dict(scheme.gradient_options)
     inner = {k: v for k, v in f.options.items() if k != "norm"}
     method = options.get("adjoint_method", scheme.solver)
     if backends["torchdiffeq"].methods()[method].adaptive and method != "scipy_solver":
-        inner = {"step_t": time_tensor(f.stops[-2::-1], problem.x0), "max_num_steps": scheme.max_steps}
+        stops = [problem.direction * t for t in f.stops[-2::-1]]
+        inner = {"step_t": time_tensor(stops, problem.x0), "max_num_steps": scheme.max_steps}
+    elif problem.direction < 0 and "grid_constructor" in inner:
+        grid = inner["grid_constructor"]
+        inner["grid_constructor"] = lambda f, x, t: -grid(f, x, -t)
     options["adjoint_options"] = inner | dict(options.get("adjoint_options") or {})
     return options
 

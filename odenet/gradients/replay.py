@@ -88,7 +88,7 @@ class Replayed:
             return solution
         record.times = solution.times
         states = _Replay.apply(record, sweep, kept, solution.states, problem.x0, *inputs.tensors)
-        return Solution(states, solution.times, solution.stats, error=solution.error)
+        return Solution(states, solution.times, solution.stats, error=solution.error, hits=solution.hits)
 
 
 class _Replay(torch.autograd.Function):

@@ -1,6 +1,7 @@
 """Solvers: tableaux as data, the explicit stepper, step control, the loop."""
 
 from odenet.solvers.control import Controller, controllers
+from odenet.solvers.events import Event
 from odenet.solvers.problem import Problem
 from odenet.solvers.registry import backends, solvers
 from odenet.solvers.scheme import Scheme
@@ -17,4 +18,15 @@ def list_solvers(backend: str = "native") -> list[str]:
     return list(backends[backend].methods())
 
 
-__all__ = ["Controller", "Problem", "Scheme", "Solution", "Stats", "backends", "controllers", "list_solvers", "solvers"]
+__all__ = [
+    "Controller",
+    "Event",
+    "Problem",
+    "Scheme",
+    "Solution",
+    "Stats",
+    "backends",
+    "controllers",
+    "list_solvers",
+    "solvers",
+]

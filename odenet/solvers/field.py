@@ -48,6 +48,7 @@ class VectorField:
         self.weights, self.args, self.stats, self.max_nfe = weights, args, stats, max_nfe
         self.pieces, self.jumps = pieces, jumps
         self.time_dtype = torch.float32 if x0.dtype.itemsize < 4 else x0.dtype.to_real()
+        self.device = x0.device
         self.recomputing = False
         self.observer: Observer | None = None
         found = [list(reachable(weights.piece(i))) for i in range(weights.pieces)]
@@ -77,6 +78,10 @@ class VectorField:
         ends = torch.tensor([t, towards], dtype=self.time_dtype)
         return float(torch.nextafter(ends[0], ends[1]))
 
+    def time(self, t: float) -> Tensor:
+        """A host time as F is shown it: a 0-d tensor of the state's precision, on its device."""
+        return torch.full((), t, dtype=self.time_dtype, device=self.device)
+
     def recompute(self) -> _Recomputation:
         """Context in which evaluations repeat the forward pass: counted as backward ones, changing nothing."""
         return _Recomputation(self)
@@ -95,7 +100,7 @@ class VectorField:
                     advice="raise max_nfe, loosen rtol and atol, or take fewer steps",
                 )
             stats.nfe += 1
-        time = torch.full((), t, dtype=self.time_dtype, device=x.device)
+        time = self.time(t)
         k = self.consistency.call(self.pieces[index].weights, lambda: F(time, x, *self.args))
         return self._checked(k, x)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from odenet.errors import NonFiniteFunctionError, NonFiniteStateError, SolveError, StepBudgetError, StepUnderflowError
 from odenet.solvers.control import first_step, rms, scale
+from odenet.solvers.events import Hit, Watcher
 from odenet.solvers.problem import Problem
 from odenet.solvers.solution import Interpolant, Solution
+from odenet.solvers.stats import Stats
 from odenet.solvers.stepper import NOTHING, Evaluate, Span, Stepper, Trial
 
 NONFINITE_RETRIES = 10
@@ -43,8 +46,9 @@ def integrate(problem: Problem, watch: Watch | None = None) -> Solution:
     stepper, patient = problem.stepper, scheme.on_failure == "status"
     stepper.check(problem.x0)
     outputs = Outputs(problem, problem.ts)
+    watcher = Watcher(problem.events, problem.event_value, problem.begins_with) if problem.events else None
     interpolants: list[Interpolant] = []
-    t, x, error = problem.t0, problem.x0, None
+    t, x, error = problem.start, problem.x0, None
     with problem.field.consistency.forward():
         try:
             for f, trial in (_adaptive if scheme.adaptive else _fixed)(problem, stepper):
@@ -54,29 +58,66 @@ def integrate(problem: Problem, watch: Watch | None = None) -> Solution:
                 stats.h.append(abs(trial.span.h))
                 if watch is not None:
                     watch(trial)
+                hits = [] if watcher is None else watcher.hits(stepper, f, trial)
+                outputs.insert(hits)
                 outputs.pass_over(stepper, f, trial)
                 if problem.dense:
                     stepper.interpolate(f, trial, trial.span.t)
                     interpolants.append((trial.span, partial(stepper.interpolate, f, trial)))
                 t, x = trial.span.t_next, trial.x_next
+                if hits and problem.events[hits[-1].event].terminal:
+                    return outputs.solution(stats, interpolants if problem.dense else None, hits[-1])
             if not (scheme.adaptive or patient) and x.device.type == "cpu":
                 _check_finite(problem, stepper, x)
         except SolveError as failure:
             if not patient:
                 raise
             error = failure
-    times, states = outputs.reached(t, x) if error else (problem.ts, outputs.states)
-    return Solution(states, times, stats, interpolants if problem.dense else None, error)
+    if error is not None:
+        outputs.end(t, x)
+    return outputs.solution(stats, interpolants if problem.dense else None, error=error)
 
 
 class Outputs:
-    """The states at times `ts`, taken as steps pass over them."""
+    """The states at times `ts`, taken as steps pass over them, and at events, which come up on the way."""
 
     def __init__(self, problem: Problem, ts: list[float]):
-        self.ts, self.sign = ts, problem.direction
+        self.ts, self.sign = list(ts), problem.direction
+        self.hits: list[Hit | None] = [None] * len(self.ts)
         self.states: list[Tensor] = []
-        while len(self.states) < len(self.ts) and self.ts[len(self.states)] == problem.t0:
+        while len(self.states) < len(self.ts) and self.ts[len(self.states)] == problem.start:
             self.states.append(problem.x0)
+
+    def insert(self, hits: list[Hit]) -> None:
+        """Ask for the states at events, each after the outputs at the same time."""
+        for hit in hits:
+            index = bisect_right(self.ts, self.sign * hit.t, lo=len(self.states), key=lambda t: self.sign * t)
+            self.ts.insert(index, hit.t)
+            self.hits.insert(index, hit)
+
+    def end(self, t: float, x: Tensor) -> None:
+        """Nothing comes after x at time t, where the last accepted step ended."""
+        del self.ts[len(self.states) :], self.hits[len(self.states) :]
+        if not self.ts or self.ts[-1] != t:
+            self.ts.append(t)
+            self.hits.append(None)
+            self.states.append(x)
+
+    def solution(
+        self,
+        stats: Stats,
+        interpolants: list[Interpolant] | None,
+        last: Hit | None = None,
+        error: SolveError | None = None,
+    ) -> Solution:
+        """The answer, up to a terminal event if there is one."""
+        if last is not None:
+            count = self.hits.index(last) + 1
+            del self.ts[count:], self.hits[count:], self.states[count:]
+            if interpolants:
+                span, interpolant = interpolants[-1]
+                interpolants[-1] = span._replace(t_next=last.t), interpolant
+        return Solution(self.states, self.ts, stats, interpolants, error, self.hits)
 
     def due(self, span: Span) -> list[float]:
         """The times after the start of a step and up to its end."""
@@ -86,11 +127,6 @@ class Outputs:
                 break
             due.append(t)
         return due
-
-    def reached(self, t: float, x: Tensor) -> tuple[list[float], list[Tensor]]:
-        """The outputs up to the last accepted step, and that step's end."""
-        times, states = self.ts[: len(self.states)], self.states
-        return (times, states) if times and times[-1] == t else ([*times, t], [*states, x])
 
     def pass_over(self, stepper: Stepper, f: Evaluate, trial: Trial) -> None:
         """Take the states that are due with an accepted step."""
@@ -270,7 +306,7 @@ def _check_finite(problem: Problem, stepper: Stepper, x: Tensor) -> None:
     if _sample(problem.x0) is not None:
         raise NonFiniteStateError(
             "the initial state holds NaN or infinity",
-            t=problem.t0,
+            t=problem.start,
             h=0.0,
             sample=_sample(problem.x0),
             nfe=nfe,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from odenet.depth import DepthWeights
 from odenet.errors import InputError
+from odenet.solvers.events import Event, Hit
 from odenet.solvers.field import VectorField
-from odenet.solvers.grid import check_grid, landings, pieces_of_depth, spans_of, stepped_grid, uniform_grid
+from odenet.solvers.grid import Piece, check_grid, landings, pieces_of_depth, spans_of, stepped_grid, uniform_grid
 from odenet.solvers.registry import solvers
 from odenet.solvers.scheme import Scheme
 from odenet.solvers.stats import Stats
@@ -31,9 +33,11 @@ class Problem:
         ts: times of the answer, from t0 towards t1, or None for t1 alone.
         args: handed to F after (t, x).
         dense: whether the solution is to be callable at any time.
+        events: what to look for along the way.
 
     Attributes:
         ts: times of the answer as host numbers; t1 if none were given.
+        start: where the walk begins; t0, or an event from which it goes on.
         field: F with its bookkeeping.
         stats: what happened so far.
 
@@ -50,6 +54,7 @@ class Problem:
         ts: Any = None,
         args: tuple[Any, ...] = (),
         dense: bool = False,
+        events: Sequence[Event] = (),
     ):
         if not isinstance(x0, Tensor):
             raise InputError(f"the state must be a tensor, got {type(x0).__name__}")
@@ -58,6 +63,7 @@ class Problem:
         scheme.check_dtype(x0.dtype)
         self.t0, self.t1 = host_interval(interval)
         self.weights, self.x0, self.scheme, self.args, self.dense = weights, x0, scheme, args, dense
+        self.events, self.start, self.begins_with = events, self.t0, None
         self.ts = [self.t1] if ts is None else output_times(ts, self.t0, self.t1)
         self.stats = Stats()
         self._pieces = pieces_of_depth(self.t0, self.t1, weights.knots, scheme.jumps)
@@ -70,6 +76,38 @@ class Problem:
     def stepper(self) -> Stepper:
         """The native method that takes the steps; a gradient method may put a reversible form of it here."""
         return solvers[self.scheme.solver]
+
+    def after(self, hit: Hit, x: Tensor, ts: list[float]) -> Problem:
+        """The rest of this problem, from state x at an event on; F, its bookkeeping and its counts stay the same.
+
+        Args:
+            hit: the event.
+            x: state there.
+            ts: times of the answer after it.
+        """
+        rest = copy.copy(self)
+        rest.x0, rest.ts, rest.start, rest.begins_with = x, ts, hit.t, hit
+        sign = self.direction
+        clip = lambda t: t if sign * t > sign * hit.t else hit.t  # noqa: E731
+        rest._pieces = [Piece(w, clip(a), clip(b)) for w, a, b in self._pieces]
+        if self._spans is not None:
+            left = [s._replace(t=clip(s.t)) for s in self._spans if sign * s.t_next > sign * hit.t]
+            rest._spans = [s if s.t != hit.t else s._replace(h=s.t_next - s.t) for s in left]
+        return rest
+
+    def event_value(self, event: Event, t: float, x: Tensor) -> Tensor:
+        """An event's function, flattened, without a graph.
+
+        Raises:
+            InputError: it is not a real tensor.
+        """
+        with torch.no_grad():
+            g = event.function(self.field.time(t), x.detach(), *self.args)
+        if not isinstance(g, Tensor) or g.dtype.is_complex:
+            raise InputError(
+                f"an event's function must return a real tensor, got {getattr(g, 'dtype', type(g).__name__)}"
+            )
+        return g.reshape(-1).clone()
 
     @property
     def direction(self) -> float:

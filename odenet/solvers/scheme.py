@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from odenet.errors import InputError, UnknownNameError
 from odenet.solvers.control import MAX_STEPS, Controller, Norm, controller_of
@@ -137,7 +138,7 @@ class Scheme:
         """Raise `InputError` if the state's dtype is not one of numbers, or cannot resolve the relative tolerance."""
         if not (dtype.is_floating_point or dtype.is_complex):
             raise InputError(f"the state must be of a floating-point or complex dtype, got {dtype}; use x.float()")
-        rtol = float(torch.as_tensor(self.tolerances[0]).max())
+        rtol = max(float(torch.as_tensor(leaf).max()) for leaf in tree_leaves(self.tolerances[0]))
         if self.adaptive and rtol < torch.finfo(dtype).eps:
             raise InputError(
                 f"rtol={rtol:g} is below what {dtype} resolves ({torch.finfo(dtype).eps:.2g}); "
@@ -204,11 +205,12 @@ def check_positive(name: str, value: Any) -> None:
 
 
 def check_tolerance(name: str, value: Any) -> None:
-    """Raise `InputError` unless `value` is a positive finite number, or a tensor of such numbers."""
-    if not isinstance(value, Tensor):
-        check_positive(name, value)
-    elif not bool(((value > 0) & value.isfinite()).all()):
-        raise InputError(f"{name} must hold positive numbers, got a tensor with values down to {float(value.min()):g}")
+    """Raise `InputError` unless `value` is a positive finite number, a tensor of such numbers, or a tree of those."""
+    for leaf in tree_leaves(value):
+        if not isinstance(leaf, Tensor):
+            check_positive(name, leaf)
+        elif not bool(((leaf > 0) & leaf.isfinite()).all()):
+            raise InputError(f"{name} must hold positive numbers, got values down to {float(leaf.min()):g}")
 
 
 def check_options(kind: str, given: Iterable[str], valid: Iterable[str]) -> None:

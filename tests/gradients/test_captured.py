@@ -238,17 +238,6 @@ def test_untied_layers_each_get_the_gradient_of_their_own_captures(gradient, sch
     agree(differentiate(gradient), differentiate("autograd"), gradient, scheme)
 
 
-@pytest.mark.parametrize("gradient", gradients_for("dopri5"))
-def test_times_that_require_a_gradient_are_refused(gradient, x):
-    end = torch.tensor(1.0, requires_grad=True)
-    for call in (
-        lambda: odenet.solve(torch.mul, x, (0.0, end), gradient=gradient),
-        lambda: odenet.solve(torch.mul, x, ts=torch.linspace(0, 1, 3).requires_grad_(), gradient=gradient),
-    ):
-        with pytest.raises(odenet.errors.InputError, match="times are constants of the gradient"):
-            call()
-
-
 @pytest.mark.parametrize("gradient", [g for g in gradients_for("dopri5") if g != "autograd"])
 def test_dense_output_under_another_gradient_is_refused_rather_than_cut_off(gradient, x):
     F = odenet.residual.MLP(3).double()
