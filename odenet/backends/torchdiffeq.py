@@ -76,7 +76,7 @@ def integrate(problem: Problem, odeint_for: Callable[[int, Steps, Tensor], ODEIn
         f.backward = True
         if x.device.type == "cpu" and not bool(torch.isfinite(path[-1].detach()).all()):
             raise f.failure("the answer is not finite")
-        return path
+        return [x.clone() for x in path]  # torchdiffeq's backward needs its answer unchanged
 
     return integrate_pieces(problem, solve_piece)
 
