@@ -5,6 +5,7 @@ from odenet.gradients.autograd import Autograd
 from odenet.gradients.checkpoint import Checkpoint
 from odenet.gradients.mali import MALI
 from odenet.gradients.registry import GradientMethod, gradients
+from odenet.gradients.reversible import Reversible
 from odenet.gradients.reversible_heun import ReversibleHeun
 from odenet.gradients.stagewise import Stagewise
 
@@ -20,6 +21,7 @@ __all__ = [
     "Autograd",
     "Checkpoint",
     "GradientMethod",
+    "Reversible",
     "ReversibleHeun",
     "Stagewise",
     "gradients",

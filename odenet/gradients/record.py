@@ -44,7 +44,7 @@ class Record:
     def begins(self, number: int, span: Span | None = None) -> bool:
         """Whether step `number` (going over `span`, if it is yet to be added) begins with a memory made anew."""
         span = self.spans[number] if span is None else span
-        return number == 0 or self.spans[number - 1].piece != span.piece
+        return number == 0 or (not self.stepper.lasting and self.spans[number - 1].piece != span.piece)
 
     def ends(self, number: int) -> bool:
         """Whether the memory that step `number` leaves is given to no other step."""

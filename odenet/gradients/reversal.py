@@ -14,12 +14,15 @@ from odenet.errors import GradientError, InputError
 from odenet.gradients.checkpoint import StoredStates, step_back
 from odenet.gradients.pullback import Pullback, plus
 from odenet.gradients.record import Record
+from odenet.gradients.registry import gradients
 from odenet.gradients.replay import Cotangents, Gradients, Replayed
 from odenet.solvers.control import rms
 from odenet.solvers.problem import Problem
 from odenet.solvers.scheme import check_options, check_positive
-from odenet.solvers.stepper import Memory, Span, Trial
+from odenet.solvers.solution import Solution
+from odenet.solvers.stepper import Memory, Span, Stepper, Trial
 
+BACKWARD = ("undo", "autograd")
 ON_DRIFT = ("warn", "raise", "recompute")
 State = list[Tensor]
 Cotangent = list[Tensor | None]
@@ -62,6 +65,35 @@ class Undone(Replayed):
 
     def sweep(self, problem: Problem) -> Reversal:
         return Reversal(self, problem)
+
+
+class ReversibleForm(Undone):
+    """An undone method whose forward pass takes a reversible form of the solver's steps. To add one, say which form."""
+
+    own_steps = False
+    own_options: tuple[str, ...] = ()
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        names = (*self.own_options, "backward", "max_drift", "on_drift")
+        check_options(f"option of gradient={self.name!r}", options, names)
+        if options.get("backward", "undo") not in BACKWARD:
+            raise InputError(f"backward must be one of {', '.join(BACKWARD)}, got {options['backward']!r}")
+        check_drift(options)
+        self.check_own_options(options)
+
+    def check_own_options(self, options: Mapping[str, Any]) -> None:
+        """Raise `InputError` if the method's own options cannot be used."""
+        raise NotImplementedError
+
+    def form(self, problem: Problem) -> Stepper:
+        """What takes the steps."""
+        raise NotImplementedError
+
+    def solve(self, problem: Problem) -> Solution:
+        problem.stepper = self.form(problem)
+        if problem.scheme.gradient_options.get("backward", "undo") == "autograd":
+            return gradients["autograd"].solve(problem)
+        return super().solve(problem)
 
 
 class Reversal:

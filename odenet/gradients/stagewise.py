@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from odenet.gradients.checkpoint import StoredStates, check_checkpoints, stored_states
-from odenet.gradients.pullback import Pullback, plus
+from odenet.gradients.pullback import Evaluation, Pullback, plus
 from odenet.gradients.registry import gradients
 from odenet.gradients.replay import Cotangents, Replayed
 from odenet.solvers.explicit import ExplicitRungeKutta, combine
@@ -112,6 +112,33 @@ def back_through_stages(
         a: cotangent of x_next.
         on_stages: further cotangents of k_1 ...
     """
+    return plus(a, _pull_stages(pullback, tableau, span, x, stages, a, on_stages))
+
+
+def increment_back(
+    pullback: Pullback, tableau: Tableau, span: Span, x: Tensor, a: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """x + ψ_h(t, x) and (∂ψ_h/∂x)ᵀ a, from 2s - 1 evaluations of F, each stage's graph freed before the next is made."""
+    last = _last(tableau)
+    stages = stage_values(pullback, tableau, span, x, last)
+    end = pullback.evaluate(span.piece, span.at(tableau.c[last]), _stage(x, span.h, tableau.a[last], stages))
+    stages.append(end.value)
+    with torch.no_grad():
+        x_next = combine(x, span.h, tableau.b, stages)
+    return x_next, None if a is None else _pull_stages(pullback, tableau, span, x, stages, a, end=end)
+
+
+def _pull_stages(
+    pullback: Pullback,
+    tableau: Tableau,
+    span: Span,
+    x: Tensor,
+    stages: Sequence[Tensor],
+    a: Tensor | None,
+    on_stages: Sequence[Tensor | None] = (),
+    end: Evaluation | None = None,
+) -> Tensor | None:
+    """Σ_i g_i; `end` is the last stage with its graph, if it is at hand."""
     g: dict[int, Tensor] = {}
     for i in reversed(range(_last(tableau) + 1)):
         c = None if a is None else plus(None, a, span.h * tableau.b[i])
@@ -121,13 +148,17 @@ def back_through_stages(
             c = plus(c, g_j, span.h * tableau.a[j][i])
         if c is None:
             continue
-        at = _stage(x, span.h, tableau.a[i], stages[:i])
-        g_i = pullback.pull(pullback.evaluate(span.piece, span.at(tableau.c[i]), at), c)
+        if end is None:
+            at = _stage(x, span.h, tableau.a[i], stages[:i])
+            end = pullback.evaluate(span.piece, span.at(tableau.c[i]), at)
+        g_i = pullback.pull(end, c)
+        end = None
         if g_i is not None:
             g[i] = g_i
+    total: Tensor | None = None
     for part in g.values():
-        a = plus(a, part)
-    return a
+        total = plus(total, part)
+    return total
 
 
 def _last(tableau: Tableau) -> int:

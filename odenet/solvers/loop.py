@@ -145,9 +145,10 @@ def _fixed(problem: Problem, stepper: Stepper) -> Walk:
     f = problem.field.piece(0)
     for span in problem.spans():
         if span.piece != piece:
+            begins = piece < 0 or not stepper.lasting
             piece, first = span.piece, None
             f = problem.field.piece(piece)
-            memory = stepper.start(f, span.t, x)
+            memory = stepper.start(f, span.t, x) if begins else memory
         trial = stepper.step(f, span, x, memory, first)
         yield f, trial
         x, first, memory = trial.x_next, trial.end, trial.memory
@@ -160,13 +161,14 @@ def _adaptive(problem: Problem, stepper: Stepper) -> Walk:
     norm, sign, order = scheme.norm or rms, problem.direction, stepper.error_order
     assert order is not None
     control = _StepControl(problem, order)
-    x, h = problem.x0, scheme.first_step
+    x, h, memory = problem.x0, scheme.first_step, None
     for piece, (start, stops) in enumerate(zip(problem.starts(), problem.landings(), strict=True)):
         if start == stops[-1]:
             continue
         t, f = start, field.piece(piece)
         first = f(t, x)
-        memory = stepper.start(f, t, x, first)
+        if memory is None or not stepper.lasting:
+            memory = stepper.start(f, t, x, first)
         if stats.accepted == 0:
             control.check_start(t, x, first)
         if h is None:
@@ -315,7 +317,8 @@ def _check_finite(problem: Problem, stepper: Stepper, x: Tensor) -> None:
         state, memory, piece = problem.x0.detach(), NOTHING, -1
         for span in problem.spans():
             f = problem.field.piece(span.piece)
-            memory = memory if span.piece == piece else stepper.start(f, span.t, state)
+            if piece < 0 or (span.piece != piece and not stepper.lasting):
+                memory = stepper.start(f, span.t, state)
             trial = stepper.step(f, span, state, memory)
             if _sample(trial.x_next) is not None:
                 raise _nonfinite_error(trial, nfe, None)

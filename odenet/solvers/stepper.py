@@ -55,6 +55,7 @@ class Trial:
         memory: what the next step is to be given.
         first: F(span.t, x), once it is known.
         converged: False if the step's equations could not be solved.
+        inner: the step of the method that this one's method is a form of.
     """
 
     span: Span
@@ -67,6 +68,7 @@ class Trial:
     memory: Memory = NOTHING
     first: Tensor | None = None
     converged: bool = True
+    inner: Trial | None = None
 
 
 class Stepper:
@@ -78,6 +80,7 @@ class Stepper:
         error_order: q of the error estimate, which falls like h^q; None for a method without one.
         reference: the paper.
         partitioned: whether the state is a pair (q, p), each half of it.
+        lasting: whether the memory goes on where F becomes another function; if not, it is made anew there.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Stepper:
     error_order: int | None = None
     reference: str = ""
     partitioned: bool = False
+    lasting: bool = False
 
     @property
     def adaptive(self) -> bool:
@@ -95,7 +99,7 @@ class Stepper:
         """Raise `InputError` if the method cannot take a state of this shape."""
 
     def start(self, f: Evaluate, t: float, x: Tensor, first: Tensor | None = None) -> Memory:
-        """What the method carries beside the state, at the beginning and wherever F becomes another function.
+        """What the method carries beside the state, at the beginning and, unless it lasts, where F becomes another.
 
         Args:
             f: evaluates F.
