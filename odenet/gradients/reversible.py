@@ -53,7 +53,7 @@ class Reversible(ReversibleForm):
 
     def check_own_options(self, options: Mapping[str, Any]) -> None:
         coupling = options.get("coupling", COUPLING)
-        if not isinstance(coupling, int | float) or not 0 < coupling <= 1:
+        if not isinstance(coupling, int | float) or isinstance(coupling, bool) or not 0 < coupling <= 1:
             raise InputError(f"coupling must be a number above 0 and up to 1, got {coupling!r}")
 
     def form(self, problem: Problem) -> Coupled:
@@ -84,8 +84,8 @@ class _Undo:
     @torch.no_grad()
     def _undone(self, span: Span, end: State, a_x: Tensor | None, a_z: Tensor | None) -> tuple[State, Cotangent]:
         x_next, z_next = end
-        back, pulled = increment_back(self.pullback, self.tableau, reverse(span), x_next, a_z)
-        a_x = plus(a_x, pulled, -1)
+        back, pulled = increment_back(self.pullback, self.tableau, reverse(span), x_next, plus(None, a_z, -1))
+        a_x = plus(a_x, pulled)
         z = z_next - (x_next - back)
         there, pulled = increment_back(self.pullback, self.tableau, span, z, a_x)
         x = torch.add(z, x_next - there, alpha=1 / self.coupling)

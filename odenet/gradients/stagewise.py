@@ -118,7 +118,7 @@ def back_through_stages(
 def increment_back(
     pullback: Pullback, tableau: Tableau, span: Span, x: Tensor, a: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """x + ψ_h(t, x) and (∂ψ_h/∂x)ᵀ a, from 2s - 1 evaluations of F, each stage's graph freed before the next is made."""
+    """x + ψ_h(t, x) and (∂ψ_h/∂x)ᵀ a, from 2s - 1 evaluations of F, one of them with its graph at a time."""
     last = _last(tableau)
     stages = stage_values(pullback, tableau, span, x, last)
     end = pullback.evaluate(span.piece, span.at(tableau.c[last]), _stage(x, span.h, tableau.a[last], stages))

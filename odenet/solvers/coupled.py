@@ -1,4 +1,4 @@
-"""Reversible forms of methods that are not: the state is walked together with a second one, and each undoes the other."""
+"""Reversible forms of methods that are not: the state is walked together with a second one that undoes it."""
 
 from __future__ import annotations
 

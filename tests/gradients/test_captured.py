@@ -9,7 +9,7 @@ from torch import nn
 import odenet
 from odenet.errors import GradientError
 from odenet.gradients import gradients
-from tests.oracles import gradients_for
+from tests.oracles import backprop, forms_for, gradients_for
 
 GLOBAL_LEAF = torch.randn(3, 3, dtype=torch.float64).requires_grad_()
 SPACE = {}
@@ -107,6 +107,8 @@ CASES = [
     for gradient in gradients_for(scheme["solver"])
     if gradient != "autograd"
 ]
+FORMS = {"solver": "midpoint", "steps": 12}
+CASES += [pytest.param(gradient, FORMS, id=f"{gradient}-midpoint") for gradient in forms_for("midpoint")]
 
 
 def tolerance(gradient, scheme):
@@ -128,10 +130,10 @@ def test_a_captured_tensor_gets_its_gradient(gradient, way, leaf, scheme, x):
 
     def differentiate(method):
         z = source if leaf else torch.sin(source @ source)  # an encoder that is not part of F
-        last = odenet.solve(way(z), x, gradient=method, **scheme).last
+        last = odenet.solve(way(z), x, **method, **scheme).last
         return torch.autograd.grad(last.square().sum(), (source,))
 
-    agree(differentiate(gradient), differentiate("autograd"), gradient, scheme)
+    agree(differentiate({"gradient": gradient}), differentiate(backprop(gradient)), gradient, scheme)
 
 
 @pytest.mark.parametrize(("gradient", "scheme"), CASES)
@@ -142,10 +144,10 @@ def test_a_global_leaf_and_arguments(gradient, scheme, x):
         return torch.tanh(x @ GLOBAL_LEAF) * pair["gain"]
 
     def differentiate(method):
-        last = odenet.solve(F, x, gradient=method, args=({"gain": gain},), **scheme).last
+        last = odenet.solve(F, x, **method, args=({"gain": gain},), **scheme).last
         return torch.autograd.grad(last.square().sum(), (GLOBAL_LEAF, gain))
 
-    agree(differentiate(gradient), differentiate("autograd"), gradient, scheme)
+    agree(differentiate({"gradient": gradient}), differentiate(backprop(gradient)), gradient, scheme)
 
 
 class Conditioned(nn.Module):
@@ -172,12 +174,12 @@ def test_a_context_made_by_Fs_own_encoder_is_counted_once(gradient, scheme, crea
     F, condition = Conditioned(twice), torch.randn(4, 2, dtype=torch.float64)
 
     def differentiate(method):
-        last = odenet.solve(F.look_at(condition), x, gradient=method, **scheme).last
+        last = odenet.solve(F.look_at(condition), x, **method, **scheme).last
         return torch.autograd.grad(last.square().sum(), list(F.parameters()), create_graph=create_graph)
 
-    expected = differentiate("autograd")
+    expected = differentiate(backprop(gradient))
     try:
-        got = differentiate(gradient)
+        got = differentiate({"gradient": gradient})
     except GradientError as error:
         assert not gradients[gradient].exact
         assert "shape (4, 3)" in str(error) and "shape (3, 2)" in str(error)
@@ -211,13 +213,13 @@ def test_a_tensor_used_only_late_gets_its_gradient_or_an_error_and_never_zero(
 
     def differentiate(method):
         LATE.value.grad = None
-        last = odenet.solve(F, x0, gradient=method, **scheme).last
+        last = odenet.solve(F, x0, **method, **scheme).last
         (last.square().sum() + 0 * LATE.value).backward(create_graph=create_graph)
         return (LATE.value.grad.detach(),)
 
-    expected = differentiate("autograd")
+    expected = differentiate(backprop(gradient))
     try:
-        got = differentiate(gradient)
+        got = differentiate({"gradient": gradient})
     except GradientError as error:
         assert "shape ()" in str(error) and "args=" in str(error)
         assert known == "a parameter" or start
@@ -232,10 +234,10 @@ def test_untied_layers_each_get_the_gradient_of_their_own_captures(gradient, sch
     def differentiate(method):
         layers = [through_a_module_attribute(torch.sin(c)) for c in contexts]
         weights = odenet.depth.PiecewiseConstant(layers)
-        last = odenet.solve(weights, x, gradient=method, **scheme).last
+        last = odenet.solve(weights, x, **method, **scheme).last
         return torch.autograd.grad(last.square().sum(), contexts)
 
-    agree(differentiate(gradient), differentiate("autograd"), gradient, scheme)
+    agree(differentiate({"gradient": gradient}), differentiate(backprop(gradient)), gradient, scheme)
 
 
 @pytest.mark.parametrize("gradient", [g for g in gradients_for("dopri5") if g != "autograd"])

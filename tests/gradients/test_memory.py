@@ -13,7 +13,7 @@ BATCH, DIM, WIDTH = 256, 4, 64
 STATE = BATCH * DIM * 8
 CONSTANT = {"mali": 2, "reversible_heun": 3, "reversible": 2, "momentum": 2, "adjoint": 2}
 GROWING = {"checkpoint": 1, "stagewise": 1}
-SOLVERS = {"mali": "alf", "reversible_heun": "reversible_heun", "momentum": "euler"}
+SOLVERS = {"mali": "alf", "reversible_heun": "reversible_heun", "momentum": "euler", "reversible": "midpoint"}
 
 
 def held(gradient, steps, **options):

@@ -8,7 +8,7 @@ from torch import nn
 
 import odenet
 from odenet.gradients import gradients
-from tests.oracles import gradients_for
+from tests.oracles import backprop, forms_for, gradients_for
 
 SCHEMES = [
     {"solver": "euler", "steps": 5},
@@ -22,6 +22,8 @@ CASES = [
     for scheme in SCHEMES
     for gradient in gradients_for(scheme["solver"])
 ]
+FORMS = {"solver": "midpoint", "steps": 4}
+CASES += [pytest.param(gradient, FORMS, id=f"{gradient}-midpoint") for gradient in forms_for("midpoint")]
 EXACT_CASES = [c for c in CASES if gradients[c.values[0]].exact]
 
 
@@ -158,15 +160,15 @@ WAYS = {"module": lambda F: F, "closure": lambda F: lambda t, x: F(t, x), "metho
 def test_gradients_and_statistics_are_those_of_backprop(scheme, gradient, kind, way, x):
     F = kind()
     results = {}
-    for method in ("autograd", gradient):
+    for name, method in (("autograd", backprop(gradient)), (gradient, {"gradient": gradient})):
         G = copy.deepcopy(F)
         torch.manual_seed(3)
         x0 = x.clone().requires_grad_()
-        solution = odenet.solve(WAYS[way](G), x0, gradient=method, **scheme)
+        solution = odenet.solve(WAYS[way](G), x0, **method, **scheme)
         after_solve = torch.get_rng_state()
         solution.last.square().sum().backward()
         assert torch.equal(torch.get_rng_state(), after_solve)
-        results[method] = (solution.last, [x0.grad, *(p.grad for p in G.parameters())], after_solve, list(G.buffers()))
+        results[name] = (solution.last, [x0.grad, *(p.grad for p in G.parameters())], after_solve, list(G.buffers()))
     (y, expected, rng, buffers), (y2, got, rng2, buffers2) = results["autograd"], results[gradient]
     assert torch.equal(y, y2) and torch.equal(rng, rng2)
     close(got, expected)
@@ -225,7 +227,7 @@ def test_under_autocast_the_state_stays_float32_and_the_gradient_is_that_of_back
     def differentiate(method):
         F.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            last = odenet.solve(F, x, gradient=method, **scheme).last
+            last = odenet.solve(F, x, **method, **scheme).last
             loss = last.float().square().sum()
             if inside:
                 loss.backward()
@@ -234,7 +236,7 @@ def test_under_autocast_the_state_stays_float32_and_the_gradient_is_that_of_back
         assert last.dtype == torch.float32
         return [p.grad.clone() for p in F.parameters()]
 
-    expected, got = differentiate("autograd"), differentiate(gradient)
+    expected, got = differentiate(backprop(gradient)), differentiate({"gradient": gradient})
     assert set(dtypes) == {torch.bfloat16}
     assert all(g.dtype == torch.float32 and g.abs().max() > 0 for g in got)
     close(got, expected, rtol=0.02)  # bf16 gradients are accumulated in another order

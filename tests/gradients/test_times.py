@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import odenet
-from tests.oracles.methods import gradients_for
+from tests.oracles import forms_for, gradients_for
 
-EXACT = gradients_for("dopri5", exact=True)
-GENERAL = sorted({*gradients_for("dopri5"), "adjoint"})
+EXACT = [*gradients_for("dopri5", exact=True), *forms_for("dopri5")]
+GENERAL = sorted({*EXACT, *gradients_for("dopri5"), "adjoint"})
 FINE = {"rtol": 1e-10, "atol": 1e-10}
 
 

@@ -21,6 +21,11 @@ def gradients_for(solver: str, backend: str = "native", exact: bool | None = Non
     ]
 
 
+def forms_for(solver: str) -> list[str]:
+    """Names of the gradient methods that take another form of a native solver's steps."""
+    return [name for name, method in gradients.items() if not method.own_steps and solver in method.solvers()]
+
+
 def backprop(gradient: str) -> dict[str, Any]:
     """Arguments of `odenet.solve` for backprop through the steps that a gradient method takes."""
     if gradients[gradient].own_steps:
