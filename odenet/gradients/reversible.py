@@ -79,7 +79,7 @@ class _Undo:
         return self._undone(span, end, a_x, a_z)
 
     def begin(self, span: Span, start: State, a: Cotangent) -> Tensor | None:
-        return plus(*a)
+        return plus(a[0], a[1])
 
     @torch.no_grad()
     def _undone(self, span: Span, end: State, a_x: Tensor | None, a_z: Tensor | None) -> tuple[State, Cotangent]:
