@@ -4,6 +4,7 @@ from odenet.gradients.adjoint import Adjoint
 from odenet.gradients.autograd import Autograd
 from odenet.gradients.checkpoint import Checkpoint
 from odenet.gradients.mali import MALI
+from odenet.gradients.momentum import MomentumGradient
 from odenet.gradients.registry import GradientMethod, gradients
 from odenet.gradients.reversible import Reversible
 from odenet.gradients.reversible_heun import ReversibleHeun
@@ -21,6 +22,7 @@ __all__ = [
     "Autograd",
     "Checkpoint",
     "GradientMethod",
+    "MomentumGradient",
     "Reversible",
     "ReversibleHeun",
     "Stagewise",

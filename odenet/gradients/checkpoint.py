@@ -10,7 +10,7 @@ from torch import Tensor
 
 from odenet.errors import InputError
 from odenet.gradients.binomial import first_chain, split
-from odenet.gradients.pullback import Pullback
+from odenet.gradients.pullback import Pullback, leaf
 from odenet.gradients.record import Record
 from odenet.gradients.registry import gradients
 from odenet.gradients.replay import Cotangents, Gradients, Replayed
@@ -146,7 +146,7 @@ def step_back(
     record, stats = pullback.record, pullback.stats
     before = stats.nfe_backward
     with torch.enable_grad():
-        leaves = [part.detach().requires_grad_() for part in start]
+        leaves = [leaf(part) for part in start]
         end, outputs = record.redo(number, leaves, due)
     stats.vjps += stats.nfe_backward - before
     pairs = [*zip(end, a, strict=False), *zip(outputs, (cotangents[i] for i in due), strict=True)]

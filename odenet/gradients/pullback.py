@@ -82,9 +82,11 @@ class Pullback:
         roots = [root for root, _ in pairs]
         inputs.check(piece, roots, *leaves)
         tensors = inputs.piece(piece)
-        found = vjp(roots, [*leaves, *tensors], [seed for _, seed in pairs], keep=inputs.computed)
-        self.add(piece, found[len(leaves) :])
-        return list(found[: len(leaves)])
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        found = vjp(roots, [*wanted, *tensors], [seed for _, seed in pairs], keep=inputs.computed)
+        self.add(piece, found[len(wanted) :])
+        parts = iter(found)
+        return [next(parts) if leaf.requires_grad else None for leaf in leaves]
 
     def add(self, piece: int, found: Sequence[Tensor | None]) -> None:
         """Add to the gradients of the tensors that F uses on a piece."""
@@ -96,6 +98,12 @@ class Pullback:
             if total is not None and part is not None:
                 self._owned.add(index)
             self.gradients[index] = plus(total, part)
+
+
+def leaf(part: Tensor) -> Tensor:
+    """A part of a state as a leaf of a graph to come; one of integers gets no gradient."""
+    part = part.detach()
+    return part.requires_grad_(part.is_floating_point() or part.is_complex())
 
 
 def plus(total: Tensor | None, part: Tensor | None, alpha: float = 1.0) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from odenet.errors import GradientError, InputError
 from odenet.gradients.checkpoint import StoredStates, step_back
-from odenet.gradients.pullback import Pullback, plus
+from odenet.gradients.pullback import Pullback, leaf, plus
 from odenet.gradients.record import Record
 from odenet.gradients.registry import gradients
 from odenet.gradients.replay import Cotangents, Gradients, Replayed
@@ -54,6 +55,8 @@ class Undone(Replayed):
     from which something is done (default: the square root of the dtype's resolution), and on_drift, what: "warn"
     (default), "raise", or "recompute" (a warning, and the gradient from states that are stored after all).
     """
+
+    against_drift = "on_drift='recompute' stores states then"
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         check_options(f"option of gradient={self.name!r}", options, ("max_drift", "on_drift"))
@@ -145,14 +148,15 @@ class Reversal:
                     a[0] = plus(a[0], cotangents[i])
                 elif cotangents[i] is not None:
                     inside.append(i)
-            more: Cotangent = [None] * len(state)
+            more: Cotangent = []
             if inside:
                 times, seeds = [record.times[i] for i in inside], [cotangents[i] for i in inside]
-                found = _inside(pullback, span, undo.invert(span, state), state, times, seeds)
-                more, at_end = found[: len(state)], found[len(state) :]
+                start = undo.invert(span, state)
+                found = _inside(pullback, span, start, state, times, seeds)
+                more, at_end = found[: len(start)], found[len(start) :]
                 a = [plus(p, q) for p, q in zip(a, at_end, strict=True)]
             state, a = undo.step(span, state, a)
-            a = [plus(p, q) for p, q in zip(a, more, strict=True)]
+            a = [plus(p, q) for p, q in zip_longest(a, more)]
             record.problem.stats.steps_backward += 1
             if record.begins(number):
                 a, state = [undo.begin(span, state, a)], state[:1]
@@ -172,9 +176,9 @@ class Reversal:
             f"max_drift={self.max_drift:.2g}, and the gradient is as inexact; "
         )
         if self.on_drift == "raise" or (self.on_drift == "warn" and not math.isfinite(drift)):
-            raise GradientError(said + "take fewer or smaller steps, float64, on_drift='recompute', or 'checkpoint'")
+            raise GradientError(f"{said}{self.method.against_drift}; or take fewer steps, or gradient='checkpoint'")
         recompute = self.on_drift == "recompute"
-        advice = "it is computed again from stored states" if recompute else "on_drift='recompute' stores states then"
+        advice = "it is computed again from stored states" if recompute else self.method.against_drift
         warnings.warn(said + advice, stacklevel=2)
         return recompute
 
@@ -195,7 +199,7 @@ def _inside(
     f = record.problem.field.piece(span.piece)
     before = stats.nfe_backward
     with torch.enable_grad():
-        leaves = [part.detach().requires_grad_() for part in (*start, *end)]
+        leaves = [leaf(part) for part in (*start, *end)]
         (x, *given), (x_next, *memory) = leaves[: len(start)], leaves[len(start) :]
         trial = Trial(span, x, x_next, [], given=Memory(tuple(given)), memory=Memory(tuple(memory)))
         outputs = [record.stepper.interpolate(f, trial, t) for t in times]

@@ -30,7 +30,7 @@ class Memory(NamedTuple):
 
     Attributes:
         tensors: the values, e.g. the velocity of the asynchronous leapfrog, or past values of F.
-        times: host times that belong to them.
+        times: host numbers that belong to them: the times of past values, or how many there were.
     """
 
     tensors: tuple[Tensor, ...] = ()

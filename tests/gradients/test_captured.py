@@ -107,8 +107,12 @@ CASES = [
     for gradient in gradients_for(scheme["solver"])
     if gradient != "autograd"
 ]
-FORMS = {"solver": "midpoint", "steps": 12}
-CASES += [pytest.param(gradient, FORMS, id=f"{gradient}-midpoint") for gradient in forms_for("midpoint")]
+FORMS = [{"solver": "midpoint", "steps": 12}, {"solver": "euler", "steps": 12}]
+CASES += [
+    pytest.param(gradient, scheme, id=f"{gradient}-{scheme['solver']}")
+    for scheme in FORMS
+    for gradient in forms_for(scheme["solver"])
+]
 
 
 def tolerance(gradient, scheme):

@@ -22,8 +22,12 @@ CASES = [
     for scheme in SCHEMES
     for gradient in gradients_for(scheme["solver"])
 ]
-FORMS = {"solver": "midpoint", "steps": 4}
-CASES += [pytest.param(gradient, FORMS, id=f"{gradient}-midpoint") for gradient in forms_for("midpoint")]
+FORMS = [{"solver": "midpoint", "steps": 4}, {"solver": "euler", "steps": 4}]
+CASES += [
+    pytest.param(gradient, scheme, id=f"{gradient}-{scheme['solver']}")
+    for scheme in FORMS
+    for gradient in forms_for(scheme["solver"])
+]
 EXACT_CASES = [c for c in CASES if gradients[c.values[0]].exact]
 
 
