@@ -13,9 +13,15 @@ class Native:
 
     refuses: tuple[str, ...] = ()
 
+    def __init__(self) -> None:
+        self._methods: dict[str, Method] = {}
+
     def methods(self) -> dict[str, Method]:
         """The native solvers by name."""
-        return {name: Method(s.order, True, s.adaptive, s.reference) for name, s in solvers.items()}
+        for name, stepper in solvers.items():
+            if name not in self._methods:
+                self._methods[name] = Method(stepper.order, True, stepper.adaptive, stepper.reference)
+        return self._methods
 
     def integrate(self, problem: Problem) -> Solution:
         """Solve `problem` with the native loop.

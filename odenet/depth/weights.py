@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -176,19 +177,28 @@ def weights_over_depth(F: Any, weights: Any, steps: int | None) -> DepthWeights:
     )
 
 
+_CHECKED: set[tuple[Any, bool]] = set()  # reading a signature takes longer than a small F
+
+
 def check_residual(F: Any) -> None:
     """Raise `InputError` unless F can be called as F(t, x)."""
     if isinstance(F, type):
         raise InputError(f"F must be a function or module, got the class {F.__name__}; make an instance of it")
     if not callable(F):
         raise InputError(f"F must be a function or module called as F(t, x), got {type(F).__name__}")
+    function = F.forward if isinstance(F, nn.Module) else F
+    code = getattr(function, "__code__", None), isinstance(function, MethodType)
+    if code in _CHECKED:
+        return
     try:
-        signature = inspect.signature(F.forward if isinstance(F, nn.Module) else F)
+        signature = inspect.signature(function)
     except ValueError:  # no signature to read: builtins, some C functions
         return
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     positional = [p for p in signature.parameters.values() if p.kind in kinds]
     if len(positional) >= 2 or any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
+        if code[0] is not None and not hasattr(function, "__wrapped__"):
+            _CHECKED.add(code)
         return
     raise InputError(
         f"F must be callable as F(t, x), but {getattr(F, '__name__', type(F).__name__)} takes {signature}; "

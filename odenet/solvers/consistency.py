@@ -21,6 +21,10 @@ class Consistency:
     Args:
         pieces: for each piece of depth, the modules that F is made of there.
         device: device of the state.
+
+    Attributes:
+        plain: for each piece, whether F is known to be neither random nor stateful there, so that `call` need not be
+            used.
     """
 
     def __init__(self, pieces: Iterable[Iterable[nn.Module]], device: torch.device):
@@ -34,6 +38,7 @@ class Consistency:
             norms = [m for m in modules if isinstance(m, _NormBase) and m.training and m.track_running_stats]
             self._norms_of.append([found.setdefault(m, _RunningStatistics(m)) for m in norms])
         self._norms = list(found.values())
+        self.plain = [False] * len(self._norms_of)
         kind = device.type
         self._can_autocast = torch.amp.is_autocast_available(kind)
         self.autocast = self._can_autocast and torch.is_autocast_enabled(kind)
@@ -51,6 +56,7 @@ class Consistency:
             self._random[piece] = any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
             if self._random[piece]:
                 self._generators[piece] = before
+            self.plain[piece] = not (self._random[piece] or self._norms_of[piece])
             return result
         if not self._random[piece]:
             return evaluate()

@@ -19,6 +19,7 @@ class ExplicitRungeKutta(Stepper):
         self.name, self.order, self.reference = tableau.name, tableau.order, tableau.reference
         self.error_order = None if tableau.b_error is None else tableau.order
         self._last = tableau.stages - 1 if tableau.fsal else None
+        self._later = list(zip(tableau.c, tableau.a, strict=True))[1:]
 
     def step(
         self,
@@ -31,19 +32,18 @@ class ExplicitRungeKutta(Stepper):
     ) -> Trial:
         """One step over `span`; without `error` the last stage of an FSAL method is left out."""
         tableau, h = self.tableau, span.h
-        skip = None if error else self._last
-        k: list[Tensor] = []
-        for i, (c, row) in enumerate(zip(tableau.c, tableau.a, strict=True)):
-            if i == 0:
-                k.append(f(span.t, x) if first is None else first)
-            elif i != skip:
-                k.append(f(span.at(c), combine(x, h, row, k)))
-        x_next = combine(x, h, tableau.b, k)
+        t, count = span.t, tableau.stages if error or self._last is None else self._last
+        k = [f(t, x) if first is None else first]
+        at = x
+        for c, row in self._later[: count - 1]:
+            at = combine(x, h, row, k)
+            k.append(f(span.t_next if c == 1 else t + c * h, at))
+        ends = self._last is not None and count > self._last
+        x_next = at if ends else combine(x, h, tableau.b, k)
         estimate = None
         if error and tableau.b_error is not None:
             estimate = combine(None, h, tableau.b_error, k)
-        end = k[self._last] if self._last is not None and skip is None else None
-        return Trial(span, x, x_next, k, estimate, end, given=memory, first=k[0])
+        return Trial(span, x, x_next, k, estimate, k[-1] if ends else None, memory, NOTHING, k[0])
 
     def interpolate(self, f: Evaluate, trial: Trial, t: float) -> Tensor:
         """x(t) inside a step, by the tableau's dense output, else by Hermite's cubic."""
@@ -64,11 +64,9 @@ def combine(x: Tensor | None, h: float, weights: Sequence[float], stages: Sequen
     for w, k in zip(weights, stages, strict=False):
         if w == 0:
             continue
-        if result is None:
-            result, fresh = k * (h * w), True
-        elif fresh:
-            result.add_(k, alpha=h * w)
+        if fresh:
+            result.add_(k, alpha=h * w)  # type: ignore[union-attr]
         else:
-            result, fresh = torch.add(result, k, alpha=h * w), True
+            result, fresh = k * (h * w) if result is None else torch.add(result, k, alpha=h * w), True
     assert result is not None
     return result

@@ -58,18 +58,29 @@ class VectorField:
     def piece(self, index: int) -> Evaluate:
         """F on one piece of depth, as a function of a host time and the state."""
         piece = self.pieces[index]
-        F = self.weights.piece(piece.weights)
-        unseen = self.observer is not None
+        F, args, stats, plain = self.weights.piece(piece.weights), self.args, self.stats, self.consistency.plain
+        unseen, weights = self.observer is not None, piece.weights
         inside = {t: self._nearest(t, other) for t, other in (piece[1:], piece[:0:-1]) if t in self.jumps}
+        dtype, device, full = self.time_dtype, self.device, torch.full
 
         def evaluate(t: float, x: Tensor) -> Tensor:
             nonlocal unseen
-            t = inside.get(t, t)
+            if inside:
+                t = inside.get(t, t)
             if unseen:
                 k = self._observed(F, index, t, x)
                 unseen = not k.requires_grad
                 return k.detach()
-            return self._evaluate(F, index, t, x)
+            if self.max_nfe is not None or not plain[weights]:
+                return self._evaluate(F, index, t, x)
+            if self.recomputing:
+                stats.nfe_backward += 1
+            else:
+                stats.nfe += 1
+            k = F(full((), t, dtype=dtype, device=device), x, *args)
+            if isinstance(k, Tensor) and k.shape == x.shape and k.dtype == x.dtype and k.device == device:
+                return k
+            return self._checked(k, x)
 
         return evaluate
 

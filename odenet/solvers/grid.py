@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -90,7 +91,10 @@ def check_grid(grid: Sequence[float], t0: float, t1: float) -> list[float]:
     return grid
 
 
-def spans_of(times: Sequence[float], pieces: Sequence[Piece], stops: Iterable[float], h: float | None) -> list[Span]:
+@lru_cache(maxsize=32)  # a block walks the same grid in every forward pass
+def spans_of(
+    times: tuple[float, ...], pieces: tuple[Piece, ...], stops: tuple[float, ...], h: float | None
+) -> tuple[Span, ...]:
     """The steps of a grid, each on its piece.
 
     Args:
@@ -116,7 +120,7 @@ def spans_of(times: Sequence[float], pieces: Sequence[Piece], stops: Iterable[fl
                     _refuse_crossing(end, pieces, times, h)
                 before = spans[-1].t_next if spans else times[0]
                 spans.append(Span(number, before, t, t - before if h is None else h))
-    return spans
+    return tuple(spans)
 
 
 def _refuse_crossing(t: float, pieces: Sequence[Piece], times: Sequence[float], h: float | None) -> None:

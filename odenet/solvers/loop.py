@@ -43,31 +43,38 @@ def integrate(problem: Problem, watch: Watch | None = None) -> Solution:
         SolveError: the solve broke down.
     """
     scheme, stats = problem.scheme, problem.stats
-    stepper, patient = problem.stepper, scheme.on_failure == "status"
+    stepper, patient, dense = problem.stepper, scheme.on_failure == "status", problem.dense
+    adaptive = scheme.adaptive
     stepper.check(problem.x0)
     outputs = Outputs(problem, problem.ts)
     watcher = Watcher(problem.events, problem.event_value, problem.begins_with) if problem.events else None
     interpolants: list[Interpolant] = []
     t, x, error = problem.start, problem.x0, None
+    sign, due, hits = problem.direction, outputs.next, []
     with problem.field.consistency.forward():
         try:
-            for f, trial in (_adaptive if scheme.adaptive else _fixed)(problem, stepper):
-                if patient and not scheme.adaptive and _sample(trial.x_next) is not None:
+            for f, trial in (_adaptive if adaptive else _fixed)(problem, stepper):
+                span = trial.span
+                if patient and not adaptive and _sample(trial.x_next) is not None:
                     raise _nonfinite_error(trial, stats.nfe, None)
                 stats.accepted += 1
-                stats.h.append(abs(trial.span.h))
+                stats.h.append(abs(span.h))
                 if watch is not None:
                     watch(trial)
-                hits = [] if watcher is None else watcher.hits(stepper, f, trial)
-                outputs.insert(hits)
-                outputs.pass_over(stepper, f, trial)
-                if problem.dense:
-                    stepper.interpolate(f, trial, trial.span.t)
-                    interpolants.append((trial.span, partial(stepper.interpolate, f, trial)))
-                t, x = trial.span.t_next, trial.x_next
+                t, x = span.t_next, trial.x_next
+                if watcher is not None:
+                    hits = watcher.hits(stepper, f, trial)
+                    outputs.insert(hits)
+                    due = outputs.next
+                if sign * (t - due) >= 0:
+                    outputs.pass_over(stepper, f, trial)
+                    due = outputs.next
+                if dense:
+                    stepper.interpolate(f, trial, span.t)
+                    interpolants.append((span, partial(stepper.interpolate, f, trial)))
                 if hits and problem.events[hits[-1].event].terminal:
-                    return outputs.solution(stats, interpolants if problem.dense else None, hits[-1])
-            if not (scheme.adaptive or patient) and x.device.type == "cpu":
+                    return outputs.solution(stats, interpolants if dense else None, hits[-1])
+            if not (adaptive or patient) and x.device.type == "cpu":
                 _check_finite(problem, stepper, x)
         except SolveError as failure:
             if not patient:
@@ -75,7 +82,7 @@ def integrate(problem: Problem, watch: Watch | None = None) -> Solution:
             error = failure
     if error is not None:
         outputs.end(t, x)
-    return outputs.solution(stats, interpolants if problem.dense else None, error=error)
+    return outputs.solution(stats, interpolants if dense else None, error=error)
 
 
 class Outputs:
@@ -118,6 +125,11 @@ class Outputs:
                 span, interpolant = interpolants[-1]
                 interpolants[-1] = span._replace(t_next=last.t), interpolant
         return Solution(self.states, self.ts, stats, interpolants, error, self.hits)
+
+    @property
+    def next(self) -> float:
+        """The next time to come, or infinity."""
+        return self.ts[len(self.states)] if len(self.states) < len(self.ts) else self.sign * math.inf
 
     def due(self, span: Span) -> list[float]:
         """The times after the start of a step and up to its end."""

@@ -145,4 +145,4 @@ class Problem:
             times = check_grid(scheme.grid, t0, t1)
         if len(times) - 1 > scheme.max_steps:
             raise InputError(f"that is {len(times) - 1} steps, more than max_steps={scheme.max_steps}; raise max_steps")
-        return spans_of(times, self._pieces, scheme.stops, h)
+        return list(spans_of(tuple(times), tuple(self._pieces), scheme.stops, h))

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 DEPTH_OF_SEARCH = 6
+UNSEARCHED = (str, bytes, int, float, type, types.ModuleType)
 
 
 def reachable(thing: Any) -> Iterator[Tensor | nn.Module]:
@@ -17,26 +18,46 @@ def reachable(thing: Any) -> Iterator[Tensor | nn.Module]:
     seen: set[int] = set()
 
     def walk(thing: Any, depth: int) -> Iterator[Tensor | nn.Module]:
-        if isinstance(thing, str | bytes | int | float | type | types.ModuleType) or id(thing) in seen or depth < 0:
+        if isinstance(thing, UNSEARCHED) or id(thing) in seen or depth < 0:
             return
         seen.add(id(thing))
         if isinstance(thing, Tensor):
             yield thing
             return
         if isinstance(thing, nn.Module):
-            for module in thing.modules():
-                seen.add(id(module))
-                yield module
-        for part in _parts(thing):
-            yield from walk(part, depth - 1)
+            modules = _tree(thing)
+            seen.update(map(id, modules))
+            yield from modules
+            parts = _parts_of(modules)
+        else:
+            parts = _parts(thing)
+        for part in parts:
+            if part is not None and not isinstance(part, UNSEARCHED):
+                yield from walk(part, depth - 1)
 
     yield from walk(thing, DEPTH_OF_SEARCH)
 
 
+def _tree(module: nn.Module) -> list[nn.Module]:
+    """A module and all below it, each once."""
+    found = {module: None}
+    left = [module]
+    while left:
+        for child in left.pop()._modules.values():
+            if child is not None and child not in found:
+                found[child] = None
+                left.append(child)
+    return list(found)
+
+
+def _parts_of(modules: Iterable[nn.Module]) -> Iterable[Any]:
+    """Parameters, buffers and public attributes of modules."""
+    held = [m._parameters for m in modules] + [m._buffers for m in modules]
+    inner = [v for m in modules for k, v in vars(m).items() if k[:1] != "_" and not isinstance(v, UNSEARCHED)]
+    return [*(tensor for tensors in held for tensor in tensors.values()), *inner]
+
+
 def _parts(thing: Any) -> Iterable[Any]:
-    if isinstance(thing, nn.Module):
-        inner = [v for module in thing.modules() for k, v in vars(module).items() if not k.startswith("_")]
-        return [*thing.parameters(), *thing.buffers(), *inner]
     if isinstance(thing, dict):
         return thing.values()
     if isinstance(thing, list | tuple | set | frozenset):
