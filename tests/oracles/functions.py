@@ -14,6 +14,9 @@ MADE = {
     "conv": lambda make: make(2, time="concat", activation="tanh"),
     "bottleneck": lambda make: make(4, width=2, time="film", activation="tanh"),
     "from_block": lambda make: make(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3))),
+    "hamiltonian": lambda make: make(4, width=8),
+    "second_order": lambda make: make(4),
+    "momentum": lambda make: make(4),
 }
 
 
@@ -25,7 +28,7 @@ def make_residual(name: str) -> nn.Module:
 def residual_state(F: nn.Module) -> Tensor:
     """A state that F takes: an image if it has channels, else vectors."""
     channels = getattr(F, "channels", None)
-    shape = (2, 3) if channels is None else (2, channels, 3, 3)
+    shape = (2, getattr(F, "dim", 3)) if channels is None else (2, channels, 3, 3)
     return torch.randn(shape, dtype=torch.float64)
 
 
