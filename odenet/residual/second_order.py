@@ -14,7 +14,6 @@ from odenet.residual.operators import check_even
 from odenet.residual.registry import residuals
 
 
-@residuals.register("second_order")
 class SecondOrder(nn.Module):
     """x' = v, m v' = F(t, x) - γ v for the state (x, v), the two halves of its axis 1.
 
@@ -56,6 +55,9 @@ class SecondOrder(nn.Module):
         if self.damping:
             force = force - self.damping * v
         return torch.cat([v, force / self.mass], 1)
+
+
+residuals.add("second_order", SecondOrder)
 
 
 @residuals.register("momentum")
