@@ -39,6 +39,18 @@ def test_your_own_f_runs():
     torch.testing.assert_close(names["same"](x), names["block"](x))
 
 
+def test_a_network_that_you_have_is_opened():
+    import pytest
+    import torch
+
+    pytest.importorskip("torchvision")
+    names, lines = run(BLOCKS[2])
+    assert lines[0].startswith("tensor(0.") and lines[1].startswith("tensor(")
+    for p in names["ode"].parameters():
+        assert any(p is q for q in names["model"].parameters())
+    assert torch.equal(names["opened"](names["x"]), names["model"](names["x"]))
+
+
 def test_the_tables_name_what_the_registries_hold():
     for name in [*backends["native"].methods(), *gradients]:
         assert re.search(rf"^\| .*`{name}`", README, re.MULTILINE), name

@@ -2,6 +2,18 @@
 
 from odenet.models.classifiers import ImageClassifier, NoDepth, VectorClassifier
 from odenet.models.layers import Augment, Downsample
+from odenet.models.opened import from_blocks, from_resnet, load_original_state_dict, original_state_dict
 from odenet.models.swap import swap_blocks
 
-__all__ = ["Augment", "Downsample", "ImageClassifier", "NoDepth", "VectorClassifier", "swap_blocks"]
+__all__ = [
+    "Augment",
+    "Downsample",
+    "ImageClassifier",
+    "NoDepth",
+    "VectorClassifier",
+    "from_blocks",
+    "from_resnet",
+    "load_original_state_dict",
+    "original_state_dict",
+    "swap_blocks",
+]

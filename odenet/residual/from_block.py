@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from odenet.errors import InputError
+from odenet.errors import InputError, ResidualError
 from odenet.residual.registry import residuals
 
 
@@ -20,10 +20,16 @@ class FromBlock(nn.Module):
         self.block = block
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        return self.block(x) - x
+        y = self.block(x)
+        if not isinstance(y, Tensor) or y.shape != x.shape:
+            got = tuple(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
+            raise ResidualError(
+                f"a residual block must keep the shape of x, {tuple(x.shape)}, but {type(self.block).__name__} "
+                f"returned {got}; leave blocks that change width or resolution between the chains"
+            )
+        return y - x
 
 
-@residuals.register("from_block")
 def from_block(block: nn.Module) -> FromBlock:
     """Open a residual block: F(t, x) = block(x) - x.
 
@@ -41,3 +47,6 @@ def from_block(block: nn.Module) -> FromBlock:
     if not isinstance(block, nn.Module):
         raise InputError(f"from_block takes an nn.Module with forward(x), got {type(block).__name__}")
     return FromBlock(block)
+
+
+residuals.add("from_block", from_block)

@@ -1,0 +1,238 @@
+"""Networks of torchvision and timm, opened: the same logits, the same parameters, and the way back."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import odenet
+from odenet.blocks import blocks_of
+from odenet.data import digits
+from odenet.errors import InputError, ResidualError
+from odenet.models import from_blocks, from_resnet, load_original_state_dict, original_state_dict, swap_blocks
+from odenet.residual.branches import BRANCHES
+
+torchvision = pytest.importorskip("torchvision")
+QUICK = ["torchvision/resnet18", "torchvision/resnext50_32x4d", "timm/resnet18", "timm/seresnet18", "timm/resnetv2_18"]
+QUICK += ["timm/resnetv2_50", "timm/legacy_seresnet18", "timm/wide_resnet50_2", "timm/vit_tiny_patch16_224"]
+SLOW = [f"torchvision/{name}" for name in ("resnet50", "wide_resnet50_2", "convnext_tiny", "resnet101")]
+SLOW += [f"timm/{name}" for name in ("resnet26d", "resnet50", "seresnet50", "ecaresnet26t", "resnext50_32x4d")]
+SLOW += [f"timm/{name}" for name in ("resnest26d", "skresnet18", "resnetaa50", "resnetv2_50x1_bit", "convnext_atto")]
+SLOW += [f"timm/{name}" for name in ("seresnext26t_32x4d", "resnet101", "resnetrs50", "res2net50_26w_4s")]
+NAMES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+SHORT = {"layers": (2, 1, 1, 2)}
+
+
+def made(name):
+    """A model with random weights; norms and layer scales are drawn anew so that no branch starts at zero."""
+    package, kind = name.split("/")
+    if package == "torchvision":
+        model = torchvision.models.get_model(kind, num_classes=7)
+    else:
+        timm = pytest.importorskip("timm")
+        changes = {"img_size": 32} if kind.startswith("vit") else SHORT if name in QUICK and "50" in kind else {}
+        model = timm.create_model(kind, num_classes=7, **changes)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.3, 0.7)
+            nn.init.normal_(module.bias, std=0.1)
+        for name in ("gamma", "layer_scale"):
+            if isinstance(getattr(module, name, None), nn.Parameter):
+                nn.init.uniform_(getattr(module, name), 0.3, 0.7)
+    return model
+
+
+def run(model, x):
+    torch.manual_seed(5)  # stochastic depth, where there is any
+    return model(x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_opened_network_computes_what_the_original_computes(name):
+    model = made(name)
+    x = torch.randn(2, 3, 32, 32)
+    for training in (True, False):
+        twin = copy.deepcopy(model).train(training)
+        opened = from_resnet(twin)
+        assert type(opened) is type(model) and opened.training is training
+        assert {id(p) for p in opened.parameters()} == {id(p) for p in twin.parameters()}
+        with torch.no_grad():
+            expected, got = run(model.train(training), x), run(opened, x)
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+            back = original_state_dict(opened)
+            for key, value in model.state_dict().items():  # running statistics too
+                torch.testing.assert_close(back[key], value, rtol=1e-5, atol=1e-6)
+            assert len(back) == len(model.state_dict())
+            for block in blocks_of(opened):  # and it is the blocks that compute it
+                for p in block.parameters():
+                    p.mul_(1.5)
+            assert not torch.allclose(run(opened, x), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("resnet18", [2, 1, 1, 1]), ("resnet50", [2, 3, 5, 2])])
+def test_runs_of_identity_blocks_become_untied_resnets(name, layers):
+    blocks = blocks_of(from_resnet(made(f"torchvision/{name}")))
+    assert [type(b) for b in blocks] == [odenet.ResNet] * 4
+    assert (
+        [len(b.weights.layers) for b in blocks] == [b.scheme.steps for b in blocks] == [b.t1 for b in blocks] == layers
+    )
+
+
+@pytest.mark.parametrize("gradient", ["autograd", "checkpoint"])
+def test_training_the_opened_network_trains_the_original(gradient):
+    model = made("torchvision/resnet18")
+    twin = copy.deepcopy(model)
+    opened = from_resnet(twin, gradient=gradient)
+    x, y = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    for network in (model, opened):
+        nn.functional.cross_entropy(network(x), y).backward()
+    for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-3, atol=1e-4 * float(p.grad.abs().max()) + 1e-8, msg=name)
+    before = twin(x)
+    torch.optim.SGD(opened.parameters(), lr=0.1).step()
+    assert not torch.allclose(twin(x), before, rtol=1e-3)
+
+
+def test_the_weights_go_back_into_the_original_class_and_out_of_it():
+    opened = from_resnet(made("torchvision/resnet18")).eval()
+    fresh = made("torchvision/resnet18").eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert not torch.equal(fresh(x), opened(x))
+    fresh.load_state_dict(original_state_dict(opened), strict=True)
+    assert torch.equal(fresh(x), opened(x))
+    other = made("torchvision/resnet18").eval()
+    load_original_state_dict(opened, other.state_dict())
+    assert torch.equal(other(x), opened(x))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        load_original_state_dict(opened, {})
+
+
+def test_an_opened_network_is_walked_as_an_ode():
+    opened = from_resnet(made("torchvision/resnet18")).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        finer = [swap_blocks(opened, lambda b, k=k: b.discretize(k * b.scheme.steps))(x) for k in (1, 4, 16)]
+        ode = swap_blocks(opened, lambda b: b.continuous(rtol=1e-5, atol=1e-5))
+        y = ode(x)
+    assert torch.equal(finer[0], opened(x))
+    assert [type(b) for b in blocks_of(ode)] == [odenet.ODEBlock] * 4
+    errors = [float((z - y).norm()) for z in finer]
+    assert errors[0] > 2.5 * errors[1] > 5 * errors[2] > 0
+    assert original_state_dict(ode).keys() == original_state_dict(opened).keys()
+
+
+def test_a_coarser_network_has_no_original():
+    opened = from_resnet(made("torchvision/resnet50"))
+    short = swap_blocks(opened, lambda b: odenet.ResNet(b.weights.every(b.weights.pieces), 1))
+    with pytest.raises(InputError, match="the block layer1.1 has 1 pieces of weights for 2 original blocks"):
+        original_state_dict(short)
+
+
+class Cifar(nn.Module):
+    """ResNet-20 of He et al. for small images, of torchvision's basic blocks."""
+
+    def __init__(self):
+        super().__init__()
+        block = torchvision.models.resnet.BasicBlock
+        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        stages, width = [], 16
+        for n in (16, 32, 64):
+            down = nn.Sequential(nn.Conv2d(width, n, 1, 2, bias=False), nn.BatchNorm2d(n)) if n != width else None
+            stages.append(nn.Sequential(block(width, n, 2 if down else 1, down), block(n, n), block(n, n)))
+            width = n
+        self.stages, self.head = nn.Sequential(*stages), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.head(self.stages(self.stem(x)).mean((2, 3)))
+
+
+def test_a_resnet_20_trained_on_digits_and_opened():
+    data = digits()
+    model = Cifar()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for epoch in range(2):
+        for i in torch.randperm(len(data.train_x), generator=torch.Generator().manual_seed(epoch)).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(data.train_x[i]), data.train_y[i]).backward()
+            optimizer.step()
+    opened = from_resnet(model.eval())
+    assert [b.scheme.steps for b in blocks_of(opened)] == [3, 2, 2]
+    with torch.no_grad():
+        expected, got = model(data.test_x), opened(data.test_x)
+    assert (expected.argmax(1) == data.test_y).double().mean() > 0.8
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    again = Cifar()
+    again.load_state_dict(original_state_dict(opened))
+    again.eval()
+    with torch.no_grad():
+        assert torch.equal(again(data.test_x), expected)
+
+
+def test_a_chain_of_transformer_layers_is_a_resnet_with_their_parameters():
+    layers = nn.Sequential(
+        *(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=True) for _ in range(3))
+    ).double()
+    block = from_blocks(layers, gradient="checkpoint")
+    x = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    y = block(x)
+    torch.testing.assert_close(y, layers(x), rtol=1e-12, atol=1e-12)
+    assert block.scheme.steps == 3 and block.t1 == 3.0 and block.scheme.gradient == "checkpoint"
+    assert {id(p) for p in block.parameters()} == {id(p) for p in layers.parameters()}
+    got, expected = torch.autograd.grad(y.sum(), x)[0], torch.autograd.grad(layers(x).sum(), x)[0]
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_relu_after_the_addition_stays_one_under_finer_steps():
+    model = made("torchvision/resnet18").eval()
+    block = from_blocks([model.layer1[0]])
+    x = torch.rand(1, 64, 8, 8)
+    assert torch.equal(block(x), model.layer1[0](x))
+    assert block.discretize(10).trajectory(x).min() >= 0
+    assert (model.layer1[0](x) == 0).any()
+
+
+def test_blocks_of_ones_own():
+    class Mine(nn.Module):
+        def __init__(self, a, b):
+            super().__init__()
+            self.f = nn.Linear(a, b)
+            self.shortcut = nn.Sequential() if a == b else nn.Sequential(nn.Linear(a, b))
+
+        def forward(self, x):
+            return self.shortcut(x) + torch.tanh(self.f(x))
+
+    model = nn.Sequential(Mine(3, 5), Mine(5, 5), Mine(5, 5), Mine(5, 3), Mine(3, 3), nn.Linear(3, 2)).double()
+    opened = from_resnet(nn.Sequential(model), block=Mine)
+    assert [b.scheme.steps for b in blocks_of(opened)] == [2, 1]
+    x = torch.randn(4, 3, dtype=torch.float64)
+    torch.testing.assert_close(opened(x), model(x), rtol=1e-12, atol=1e-12)
+    assert list(original_state_dict(opened)) == [f"0.{key}" for key in model.state_dict()]
+
+
+def test_every_known_class_is_one():
+    import importlib
+
+    pytest.importorskip("timm")
+    for path in BRANCHES:
+        module, _, name = path.rpartition(".")
+        assert isinstance(getattr(importlib.import_module(module), name), type), path
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: from_resnet(nn.Sequential(nn.Linear(2, 2))), "Sequential has no sequence of residual blocks"),
+        (lambda: from_resnet("resnet18"), "from_resnet takes an nn.Module, got str"),
+        (lambda: from_blocks([]), "from_blocks needs at least one block"),
+        (lambda: from_blocks([torch.tanh]), "from_block takes an nn.Module"),
+    ],
+)
+def test_what_cannot_be_opened_is_said(make, said):
+    with pytest.raises(InputError, match=said):
+        make()
+
+
+def test_a_block_that_changes_the_shape_is_named():
+    with pytest.raises(ResidualError, match=r"Linear returned \(2, 1\)"):
+        from_blocks([nn.Linear(3, 1)])(torch.zeros(2, 3))
