@@ -100,8 +100,8 @@ def _opened(module: nn.Module, extra: tuple[type[nn.Module], ...], walk: Mapping
             else:
                 parts += [((name,), child) for name, child in found]
         return OpenedSequence(parts).train(module.training)
-    twin = copy.copy(module)
-    twin._modules = {
+    twin: nn.Module = copy.copy(module)
+    twin.__dict__["_modules"] = {
         name: child if child is None else _opened(child, extra, walk) for name, child in module._modules.items()
     }
     return twin
