@@ -212,7 +212,7 @@ class ODEBlock(Block):
         t0: start of depth.
         t1: end of depth.
         gradient: "checkpoint" (default: exact, memory of one step's graph), "autograd" or "adjoint".
-        backend: "native", "torchdiffeq" or "scipy"; "adjoint" is torchdiffeq's.
+        backend: "native", "torchdiffeq" or "scipy".
         first_step: size of the first adaptive step; None to have it estimated.
         max_steps: budget of accepted plus rejected steps.
         max_nfe: budget of evaluations of F; None for no limit of its own.

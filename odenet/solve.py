@@ -25,8 +25,6 @@ def make_scheme(
 ) -> Scheme:
     """A checked scheme.
 
-    The continuous adjoint is torchdiffeq's; asked for with the native backend, the solve is torchdiffeq's as well.
-
     Args:
         solver: name of the solver.
         gradient: name of the gradient method; None for `default_gradient`, or "autograd" with torchdiffeq.

@@ -229,7 +229,7 @@ def test_defaults_are_those_of_the_documentation():
     assert (resnet.scheme.solver, resnet.scheme.gradient, resnet.scheme.backend) == ("euler", "autograd", "native")
     assert (ode.scheme.solver, ode.scheme.gradient, ode.scheme.tolerances) == ("dopri5", "checkpoint", (1e-3, 1e-3))
     assert odenet.ODEBlock(F, backend="torchdiffeq").scheme.gradient == "autograd"
-    assert odenet.ODEBlock(F, gradient="adjoint").scheme.backend == "torchdiffeq"
+    assert odenet.ODEBlock(F, gradient="adjoint").scheme.backend == "native"
     assert "dopri5" in repr(ode) and "gradient=checkpoint" in repr(ode) and "steps=2" in repr(resnet)
 
 

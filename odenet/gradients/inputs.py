@@ -36,7 +36,7 @@ class Inputs:
         self.tensors: list[Tensor] = []
         self._index: dict[int, int] = {}
         self.of: list[list[int]] = []
-        self.computed = False
+        self.computed = self._kept = False
         shared = list(reachable(problem.args))
         for piece, found in enumerate(problem.field.found):
             self.of.append([])
@@ -54,12 +54,21 @@ class Inputs:
             self._add(piece, leaf)
             self.computed = True
 
+    def keep(self, wanted: Iterable[Tensor]) -> None:
+        """Leave out all tensors but those in `wanted`, and count those among them that F does not use as well."""
+        wanted = [tensor for tensor in wanted if tensor.requires_grad]
+        index = {id(tensor): at for at, tensor in enumerate(wanted)}
+        self.of = [[index[id(t)] for t in self.piece(i) if id(t) in index] for i in range(len(self.of))]
+        self.tensors, self._index, self._kept = wanted, index, True
+
     def check(self, piece: int, outputs: Iterable[Tensor], *known: Tensor) -> None:
         """Raise if the graph of recomputed steps reaches a leaf that is not among the inputs.
 
         Raises:
             GradientError: F used a tensor that was not found when the forward pass began.
         """
+        if self._kept:
+            return
         for leaf in _walk(outputs, [*self.piece(piece), *known])[0]:
             raise GradientError(
                 f"F uses a tensor of shape {tuple(leaf.shape)} that requires a gradient but was not found when the "
