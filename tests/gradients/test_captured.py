@@ -228,7 +228,10 @@ def test_a_tensor_used_only_late_gets_its_gradient_or_an_error_and_never_zero(
         assert "shape ()" in str(error) and "args=" in str(error)
         assert known == "a parameter" or start
         return
-    agree(got, expected, gradient, scheme)
+    if gradients[gradient].exact:
+        agree(got, expected, gradient, scheme)
+    else:  # F jumps in t inside a step, on the way back inside another one
+        torch.testing.assert_close(got, expected, rtol=0.5, atol=0)
 
 
 @pytest.mark.parametrize(("gradient", "scheme"), [c for c in CASES if "steps" in c.values[1]])
