@@ -161,7 +161,8 @@ def test_a_norm_of_ones_own_sees_state_cotangent_and_parameters():
 
     F, x0 = odenet.residual.MLP(3, width=5, layers=1).double(), torch.randn(4, 3, dtype=torch.float64)
     odenet.solve(F, x0, gradient="adjoint", gradient_options={"norm": norm}).last.sum().backward()
-    assert seen[0] == [(4, 3), (4, 3), *(tuple(p.shape) for p in F.parameters())]
+    assert seen[0][:2] == [(4, 3), (4, 3)]
+    assert sorted(seen[0][2:]) == sorted(tuple(p.shape) for p in F.parameters())
 
 
 @pytest.mark.parametrize("quadrature", [False, True])
