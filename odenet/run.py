@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -12,10 +11,11 @@ from odenet.depth import DepthWeights
 from odenet.errors import InputError, SolveError, StepUnderflowError
 from odenet.gradients import gradients
 from odenet.gradients.times import Times, moment, moved
+from odenet.run_per_sample import run_per_sample
 from odenet.solvers import Problem, Scheme, Solution
-from odenet.solvers.events import Event, Hit, events_of
+from odenet.solvers.events import Hit, events_of
 from odenet.solvers.solution import Interpolant, Occurrences
-from odenet.solvers.states import Packed, Packing, is_tree
+from odenet.solvers.states import Packed, Packing, is_tree, packed_event
 
 STOPS, RESOLUTION = 4, 1e-8
 
@@ -43,13 +43,15 @@ def run(
         event: events to look for.
     """
     events = events_of(event)
+    if scheme.per_sample:
+        return run_per_sample(weights, x0, interval, scheme, ts, args, dense, events)
     if events and scheme.backend != "native":
         raise InputError(f"events are looked for by backend='native' only, got backend={scheme.backend!r}")
     packing = None
     if is_tree(x0):
         packing = Packing(x0)
         x0, weights = packing.pack(x0), Packed(weights, packing)
-        events = [_packed(event, packing) for event in events]
+        events = [packed_event(event, packing) for event in events]
         rtol, atol = (packing.tolerance(name, getattr(scheme, name), x0.device) for name in ("rtol", "atol"))
         scheme = scheme.but(rtol=rtol, atol=atol, norm=packing.norm(scheme.norm))
     times = Times(interval, ts)
@@ -160,16 +162,3 @@ class _Answer:
     def _terminal(self, solution: Solution) -> Hit | None:
         last = solution.hits[-1] if solution.hits else None
         return last if last is not None and self.problem.events[last.event].terminal else None
-
-
-def _packed(event: Event, packing: Packing) -> Event:
-    """An event of trees as one of packed states."""
-
-    def function(t: Tensor, x: Tensor, *args: Any) -> Tensor:
-        return event.function(t, packing.unpack(x), *args)
-
-    def update(t: Tensor, x: Tensor) -> Tensor:
-        assert event.update is not None
-        return packing.pack_slope(event.update(t, packing.unpack(x)))
-
-    return replace(event, function=function, update=update if event.update else None)

@@ -14,6 +14,7 @@ from torch import Tensor
 from odenet.depth import weights_over_depth
 from odenet.errors import InputError
 from odenet.gradients import gradients
+from odenet.gradients.per_sample import check_per_sample
 from odenet.run import run
 from odenet.solvers import Scheme, Solution
 from odenet.solvers.control import MAX_STEPS, Controller, Norm
@@ -52,6 +53,8 @@ def make_scheme(
             f"with backend={backend!r} use one of: {works}"
         )
     method.check(scheme, scheme.gradient_options)
+    if scheme.per_sample:
+        check_per_sample(scheme)
     return scheme
 
 
@@ -66,6 +69,8 @@ def solve(
     steps: int | None = None,
     args: tuple[Any, ...] = (),
     ts: Sequence[float] | Tensor | None = None,
+    per_sample: bool = False,
+    per_sample_args: bool | Sequence[int] | None = None,
     dense: bool = False,
     event: Any = None,
     gradient: str = "autograd",
@@ -100,6 +105,11 @@ def solve(
         steps: number of equal steps; None to let an adaptive method pick its own.
         args: handed to F after (t, x); tensors in it are differentiable.
         ts: times of the answer, from t0 towards t1; None for t1 alone. Tensors that require a gradient get it.
+        per_sample: give each sample (row of x0) its own steps, statistics and, if wanted, interval: t0 and t1 may then
+            be tensors (batch,) and ts (times, batch). F is called with t of shape (rows,) and x (rows, ...), for the
+            samples that need it: a sample that is done is not evaluated any more. Adaptive solves only.
+        per_sample_args: with `per_sample`, which of `args` hold a row for each sample, as indices such as (0,), to be
+            handed to F with the rows of x; True for all. Has to be said if a tensor in `args` could be one.
         dense: make the solution callable at any time.
         event: an `odenet.Event`, a function g(t, x, *args), or a list of them; `events` of the solution has what
             happened, with differentiable times. The solve ends at a terminal event, whose state is its last.
@@ -126,7 +136,8 @@ def solve(
         gradient_options: handed to the gradient method.
 
     Returns:
-        A `Solution` with `ys` (len(ts), *x0.shape), `ts`, `stats`, `status` and `events`.
+        A `Solution` with `ys` (len(ts), *x0.shape), `ts`, `stats`, `status` and `events`. With `per_sample`, `status`
+        is a list with an entry for each sample, `errors` a dict, and `ended` has the time of each sample's `last`.
 
     Raises:
         InputError: an argument that cannot be used.
@@ -155,6 +166,8 @@ def solve(
         on_failure=on_failure,
         max_steps=max_steps,
         max_nfe=max_nfe,
+        per_sample=per_sample,
+        per_sample_args=per_sample_args,
         options=options or {},
         gradient_options=gradient_options or {},
     )

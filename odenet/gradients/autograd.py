@@ -10,6 +10,7 @@ import torch
 from odenet.errors import GradientError, InputError
 from odenet.gradients.inputs import Inputs, needs_gradient
 from odenet.gradients.registry import gradients
+from odenet.solvers.per_sample import SampleProblem, SampleSolution, integrate_samples
 from odenet.solvers.problem import Problem
 from odenet.solvers.registry import backends, solvers
 from odenet.solvers.scheme import Scheme
@@ -50,6 +51,10 @@ class Autograd:
                 f"use {hint}a native solver, or torch.no_grad()"
             )
         return backends[problem.scheme.backend].integrate(problem)
+
+    def solve_samples(self, problem: SampleProblem) -> SampleSolution:
+        """Solve `problem`, each sample with its own steps."""
+        return integrate_samples(problem)
 
 
 gradients.add("autograd", Autograd())

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from odenet.errors import InputError
 from odenet.gradients.binomial import first_chain, split
+from odenet.gradients.per_sample import replay_samples
 from odenet.gradients.pullback import Pullback, leaf
 from odenet.gradients.record import Record
 from odenet.gradients.registry import gradients
 from odenet.gradients.replay import Cotangents, Gradients, Replayed
+from odenet.solvers.per_sample import SampleProblem, SampleSolution
 from odenet.solvers.problem import Problem
 from odenet.solvers.scheme import check_options
 from odenet.solvers.stepper import Trial
@@ -132,6 +134,10 @@ class Checkpoint(Replayed):
 
     def sweep(self, problem: Problem) -> StoredStates:
         return stored_states(problem, step_back)
+
+    def solve_samples(self, problem: SampleProblem) -> SampleSolution:
+        """Solve `problem`, each sample with its own steps, so that its states can be differentiated."""
+        return replay_samples(problem)
 
 
 def step_back(

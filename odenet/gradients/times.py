@@ -102,16 +102,27 @@ class _Root(torch.autograd.Function):
     """The time t* at which g(t*, x(t*)) = 0, as a function of g at t* held fixed."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, rate: float, t: Tensor) -> Tensor:
+    def forward(ctx: Any, g: Tensor, rate: Tensor, t: Tensor) -> Tensor:
         ctx.rate, ctx.kind = rate, g.dtype
         return t.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, a: Tensor) -> tuple[Tensor, None, None]:
-        if ctx.rate == 0:
+        if bool((ctx.rate == 0).any()):
             raise GradientError("the time of an event at which g does not change with time has no gradient")
         return (-a / ctx.rate).to(ctx.kind), None, None
+
+
+def root_time(g: Tensor, rate: Tensor, t: Tensor) -> Tensor:
+    """The times t* at which g(t*, x(t*)) = 0, as functions of g at t* held fixed.
+
+    Args:
+        g: values of g there, differentiable.
+        rate: dg/dt along the solution.
+        t: the times.
+    """
+    return _Root.apply(g, rate, t)  # pyright: ignore[reportReturnType]
 
 
 def moment(problem: Problem, hit: Hit, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,6 +153,5 @@ def moment(problem: Problem, hit: Hit, x: Tensor) -> tuple[Tensor, Tensor]:
     by_time, by_state = torch.autograd.grad(
         value(*at, *problem.args).reshape(-1)[hit.element], at, allow_unused=True, materialize_grads=True
     )
-    rate = float(by_time) + float((by_state.conj() * k).sum().real)
-    t = _Root.apply(g, rate, t)
+    t = root_time(g, by_time + (by_state.conj() * k).sum().real, t)
     return t, x + k * (t - t.detach()).to(x.dtype.to_real())

@@ -67,6 +67,14 @@ class Consistency:
         finally:
             self._set_generator(present)
 
+    def knows(self, piece: int) -> bool:
+        """Whether F has been evaluated on a piece of depth."""
+        return piece in self._random
+
+    def is_random(self, piece: int) -> bool:
+        """Whether F drew random numbers when it was evaluated on a piece of depth."""
+        return self._random.get(piece, False)
+
     @contextlib.contextmanager
     def forward(self) -> Iterator[None]:
         """The forward solve: statistics are gathered inside and folded in once at the end."""

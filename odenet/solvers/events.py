@@ -116,7 +116,8 @@ class Watcher:
                 g_right = self.value(event, right, trial.x_next) if right == t_next else inside(right)
                 for element in _crossings(g, g_right, event.direction):
                     start = after if left == t and bool(unsigned[element]) else left
-                    at = _root(inside, element, (start, float(g[element])), (right, float(g_right[element])))
+                    along = lambda s, e=element, inside=inside: float(inside(s)[e])  # noqa: E731
+                    at = root(along, (start, float(g[element])), (right, float(g_right[element])))
                     found.append(Hit(at, number, element))
                 left, g = right, g_right
             self.before[number] = g
@@ -131,10 +132,14 @@ class Watcher:
             return self.value(event, t, stepper.interpolate(f, trial, t))
 
 
-def _root(
-    inside: Callable[[float], Tensor], element: int, left: tuple[float, float], right: tuple[float, float]
-) -> float:
-    """The time between two points of opposite sign at which an element is zero, to rounding of the dense output."""
+def root(along: Callable[[float], float], left: tuple[float, float], right: tuple[float, float]) -> float:
+    """The time between two points (t, value) of opposite sign at which a function is zero, to its rounding.
+
+    Args:
+        along: the function of the time between them.
+        left: the point where a step, or a part of it, begins.
+        right: the point where it ends.
+    """
     from scipy.optimize import brentq
 
     if right[1] == 0:
@@ -142,10 +147,10 @@ def _root(
     known = dict([left, right])
 
     def g(s: float) -> float:
-        return known[s] if s in known else float(inside(s)[element])
+        return known[s] if s in known else along(s)
 
-    root: Any = brentq(g, left[0], right[0], xtol=1e-300)
-    return float(root)
+    at: Any = brentq(g, left[0], right[0], xtol=1e-300)
+    return float(at)
 
 
 def _crossings(before: Tensor, after: Tensor, direction: int) -> Iterable[int]:

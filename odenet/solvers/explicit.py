@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from odenet.solvers.tableau import Tableau
 
 class ExplicitRungeKutta(Stepper):
     """x_next from x, for the tableau it was given."""
+
+    per_sample = True
 
     def __init__(self, tableau: Tableau):
         self.tableau = tableau
@@ -32,12 +35,12 @@ class ExplicitRungeKutta(Stepper):
     ) -> Trial:
         """One step over `span`; without `error` the last stage of an FSAL method is left out."""
         tableau, h = self.tableau, span.h
-        t, count = span.t, tableau.stages if error or self._last is None else self._last
-        k = [f(t, x) if first is None else first]
+        count = tableau.stages if error or self._last is None else self._last
+        k = [f(span.t, x) if first is None else first]
         at = x
         for c, row in self._later[: count - 1]:
             at = combine(x, h, row, k)
-            k.append(f(span.t_next if c == 1 else t + c * h, at))
+            k.append(f(span.at(c), at))
         ends = self._last is not None and count > self._last
         x_next = at if ends else combine(x, h, tableau.b, k)
         estimate = None
@@ -50,7 +53,7 @@ class ExplicitRungeKutta(Stepper):
         h, dense = trial.span.h, self.tableau.dense
         if dense is None:
             return super().interpolate(f, trial, t)
-        theta = (t - trial.span.t) / h
+        theta = trial.span.fraction(t)
         stages = trial.stages
         if self.tableau.fsal:
             stages = [*stages[: self.tableau.stages - 1], self.end_slope(f, trial)]
@@ -58,8 +61,13 @@ class ExplicitRungeKutta(Stepper):
         return combine(trial.x, h, weights, stages)
 
 
-def combine(x: Tensor | None, h: float, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
-    """x + h Σ_i weights_i stages_i, leaving out zero weights (x = None counts as zero)."""
+def combine(x: Tensor | None, h: Any, weights: Sequence[Any], stages: Sequence[Tensor]) -> Tensor:
+    """x + h Σ_i weights_i stages_i, leaving out zero weights (x = None counts as zero).
+
+    h is a number, or a tensor that broadcasts against the state, as the weights may be too then.
+    """
+    if isinstance(h, Tensor):
+        return _combine_rows(x, h, weights, stages)
     result, fresh = x, False
     for w, k in zip(weights, stages, strict=False):
         if w == 0:
@@ -70,3 +78,15 @@ def combine(x: Tensor | None, h: float, weights: Sequence[float], stages: Sequen
             result, fresh = k * (h * w) if result is None else torch.add(result, k, alpha=h * w), True
     assert result is not None
     return result
+
+
+def _combine_rows(x: Tensor | None, h: Tensor, weights: Sequence[Any], stages: Sequence[Tensor]) -> Tensor:
+    """`combine` with one h for each sample."""
+    total: Tensor | None = None
+    for w, k in zip(weights, stages, strict=False):
+        if isinstance(w, Tensor):
+            total = k * w if total is None else torch.addcmul(total, k, w)
+        elif w != 0:
+            total = k * w if total is None else total.add_(k, alpha=w)
+    assert total is not None
+    return total * h if x is None else torch.addcmul(x, total, h)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from odenet.solvers.explicit import combine
 from odenet.solvers.stepper import NOTHING, Evaluate, Memory, Span, Stepper, Trial
 
 
@@ -21,6 +22,7 @@ class AsynchronousLeapfrog(Stepper):
     """
 
     name, order, error_order = "alf", 2, 2
+    per_sample = True
     reference = "Mutze 2013; Zhuang et al. 2021 (asynchronous leapfrog)"
 
     def start(self, f: Evaluate, t: float, x: Tensor, first: Tensor | None = None) -> Memory:
@@ -38,10 +40,10 @@ class AsynchronousLeapfrog(Stepper):
     ) -> Trial:
         """One step over `span`."""
         (v,), h = memory.tensors, span.h
-        half = torch.add(x, v, alpha=h / 2)
+        half = combine(x, h, (0.5,), (v,))
         u = f(span.at(0.5), half)
         v_next = torch.sub(2 * u, v)
-        x_next = torch.add(half, v_next, alpha=h / 2)
+        x_next = combine(half, h, (0.5,), (v_next,))
         estimate = (u - v) * h if error else None
         return Trial(span, x, x_next, [u], estimate, given=memory, memory=Memory((v_next,)))
 
@@ -66,6 +68,7 @@ class ReversibleHeun(Stepper):
     """
 
     name, order, error_order = "reversible_heun", 2, 2
+    per_sample = True
     reference = "Kidger et al. 2021"
 
     def start(self, f: Evaluate, t: float, x: Tensor, first: Tensor | None = None) -> Memory:
@@ -83,9 +86,9 @@ class ReversibleHeun(Stepper):
     ) -> Trial:
         """One step over `span`."""
         (other, slope), h = memory.tensors, span.h
-        other_next = torch.add(2 * x - other, slope, alpha=h)
+        other_next = combine(2 * x - other, h, (1.0,), (slope,))
         slope_next = f(span.t_next, other_next)
-        x_next = torch.add(x, slope + slope_next, alpha=h / 2)
+        x_next = combine(x, h, (0.5,), (slope + slope_next,))
         estimate = (slope_next - slope) * (h / 2) if error else None
         kept = Memory((other_next, slope_next))
         return Trial(span, x, x_next, [slope_next], estimate, given=memory, memory=kept)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from odenet.errors import InputError, UnknownNameError
 from odenet.solvers.control import MAX_STEPS, Controller, Norm, controller_of
-from odenet.solvers.registry import backends
+from odenet.solvers.registry import backends, solvers
 from odenet.solvers.times import host_times
 
 DEFAULT_TOLERANCE = 1e-3
@@ -46,6 +46,8 @@ class Scheme:
         on_failure: "raise", or "status" to return what was reached.
         max_steps: budget of accepted plus rejected steps.
         max_nfe: budget of forward evaluations of F, or None.
+        per_sample: whether each sample has its own steps.
+        per_sample_args: which of `args` hold a row for each sample; None if there is no doubt.
         options: handed to the backend's solver as they are.
         gradient_options: handed to the gradient method.
 
@@ -71,6 +73,8 @@ class Scheme:
     on_failure: str = "raise"
     max_steps: int = MAX_STEPS
     max_nfe: int | None = None
+    per_sample: bool = False
+    per_sample_args: bool | Sequence[int] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     gradient_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -102,6 +106,7 @@ class Scheme:
             )
         else:
             self._check_adaptive()
+        self._check_per_sample()
         for name in ("options", "gradient_options"):
             if not isinstance(getattr(self, name), Mapping):
                 raise InputError(f"{name} must be a dict, got {getattr(self, name)!r}")
@@ -154,7 +159,7 @@ class Scheme:
             )
             return f"{self.solver}, {size}"
         rtol, atol = (f"{t:g}" if isinstance(t, float | int) else "per element" for t in self.tolerances)
-        return f"{self.solver}, rtol={rtol}, atol={atol}"
+        return f"{self.solver}, rtol={rtol}, atol={atol}" + (", per sample" if self.per_sample else "")
 
     def _check_times(self) -> None:
         """Times and sizes of any scheme: host numbers from here on."""
@@ -166,6 +171,31 @@ class Scheme:
         for name in ("grid", "stops", "jumps"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(host_times(name, getattr(self, name))))
+
+    def _check_per_sample(self) -> None:
+        own = self.per_sample_args
+        if own is not None and not isinstance(own, bool):
+            own = tuple(own) if isinstance(own, Iterable) and not isinstance(own, str) else (own,)
+            if not all(isinstance(number, int) and number >= 0 for number in own):
+                raise InputError(f"per_sample_args must be indices of args, such as (0,), got {self.per_sample_args!r}")
+            object.__setattr__(self, "per_sample_args", own)
+        if not isinstance(self.per_sample, bool):
+            raise InputError(f"per_sample must be True or False, got {self.per_sample!r}")
+        if not self.per_sample:
+            return
+        if self.backend != "native":
+            raise InputError(f"per_sample=True is for backend='native' only, got backend={self.backend!r}")
+        if not self.adaptive:
+            raise InputError(
+                f"per_sample=True lets each sample pick its own steps, but {self._by} fixes them, got "
+                f"{getattr(self, self._by or '')!r}; leave out either {self._by} or per_sample"
+            )
+        if not solvers[self.solver].per_sample:
+            able = [name for name, stepper in solvers.items() if stepper.per_sample and stepper.adaptive]
+            raise InputError(
+                f"solver {self.solver!r} cannot give each sample its own steps; with per_sample=True use one of: "
+                f"{', '.join(able)}"
+            )
 
     def _check_fixed(self) -> None:
         for name in ADAPTIVE_ONLY:

@@ -27,12 +27,15 @@ class Occurrences:
     Attributes:
         ts: times, shape (n,), differentiable.
         ys: states there, shape (n, *x0.shape), or a tree of such tensors; differentiable.
-        elements: which element of the event's function crossed zero, index into its flattened value, shape (n,).
+        elements: which element of the event's function crossed zero, index into its flattened value (for one sample,
+            if each had its own steps), shape (n,).
+        samples: to which sample it happened, shape (n,), if each had its own steps.
     """
 
     ts: Tensor
     ys: Any
     elements: Tensor
+    samples: Tensor | None = None
 
     @classmethod
     def of(cls, found: Sequence[tuple[Tensor, Tensor, int]], like: Tensor, unpack: Unpack | None) -> Occurrences:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from odenet.depth import DepthWeights
 from odenet.errors import InputError, ResidualError
+from odenet.solvers.events import Event
 
 
 class Packing:
@@ -48,26 +50,32 @@ class Packing:
         for dtype in self.dtypes[1:]:
             self.dtype = torch.promote_types(self.dtype, dtype)
         first = self.shapes[0][:1]
-        together = bool(first) and all(shape[:1] == first for shape in self.shapes)
+        self.together = together = bool(first) and all(shape[:1] == first for shape in self.shapes)
         self.batch = first[0] if together else 1
         self.sizes = [math.prod(shape[1:] if together else shape) for shape in self.shapes]
 
     def pack(self, tree: Any) -> Tensor:
         """One tensor from a tree of this structure."""
         leaves = pytree.tree_leaves(tree)
-        rows = [leaf.to(self.dtype).reshape(self.batch, n) for leaf, n in zip(leaves, self.sizes, strict=True)]
+        batch = len(leaves[0]) if self.together else 1
+        rows = [leaf.to(self.dtype).reshape(batch, n) for leaf, n in zip(leaves, self.sizes, strict=True)]
         return torch.cat(rows, -1)
 
     def unpack(self, x: Tensor, lead: int = 0) -> Any:
         """The tree in a packed state, or in `lead` dimensions of them."""
         leaves = []
         for part, shape, dtype in zip(x.split(self.sizes, -1), self.shapes, self.dtypes, strict=True):
-            leaf = part.reshape((*x.shape[:lead], *shape))
+            rows = (x.shape[lead], *shape[1:]) if self.together else shape
+            leaf = part.reshape((*x.shape[:lead], *rows))
             leaves.append(leaf if dtype == self.dtype else (leaf if dtype.is_complex else _real(leaf)).to(dtype))
         return pytree.tree_unflatten(leaves, self.structure)
 
-    def pack_slope(self, k: Any) -> Tensor:
+    def pack_slope(self, k: Any, batch: int | None = None) -> Tensor:
         """F's value as one tensor.
+
+        Args:
+            k: a tree of the state's structure.
+            batch: how many samples it is for, if they are not all.
 
         Raises:
             ResidualError: it is not built like the state.
@@ -81,9 +89,10 @@ class Packing:
             where = f"tensor {number} of the state"
             if not isinstance(leaf, Tensor):
                 raise ResidualError(f"F(t, x) must return tensors, got {type(leaf).__name__} for {where}")
+            shape = (batch or self.batch, *shape[1:]) if self.together else tuple(shape)
             if leaf.shape != shape:
                 raise ResidualError(
-                    f"F(t, x) must keep the shapes of x, but returned {tuple(leaf.shape)} for {where}, {tuple(shape)}"
+                    f"F(t, x) must keep the shapes of x, but returned {tuple(leaf.shape)} for {where}, {shape}"
                 )
             if leaf.dtype != dtype and not torch.is_autocast_enabled(leaf.device.type):
                 raise ResidualError(f"F(t, x) must keep x's dtypes, but returned {leaf.dtype} for {where}, {dtype}")
@@ -137,7 +146,7 @@ class PackedFunction:
         self.F, self.packing = F, packing
 
     def __call__(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
-        return self.packing.pack_slope(self.F(t, self.packing.unpack(x), *args))
+        return self.packing.pack_slope(self.F(t, self.packing.unpack(x), *args), x.shape[0])
 
 
 def _real(x: Tensor) -> Tensor:
@@ -151,3 +160,16 @@ def _shown(structure: Any) -> str:
 def is_tree(x: Any) -> bool:
     """Whether a state is built of several tensors."""
     return not isinstance(x, Tensor) and isinstance(x, Sequence | dict) and not isinstance(x, str | bytes)
+
+
+def packed_event(event: Event, packing: Packing) -> Event:
+    """An event of trees as one of packed states."""
+
+    def function(t: Tensor, x: Tensor, *args: Any) -> Tensor:
+        return event.function(t, packing.unpack(x), *args)
+
+    def update(t: Tensor, x: Tensor) -> Tensor:
+        assert event.update is not None
+        return packing.pack_slope(event.update(t, packing.unpack(x)))
+
+    return replace(event, function=function, update=update if event.update else None)

@@ -5,10 +5,64 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
+
+@dataclass
+class SampleStats:
+    """Counts of one solve for each sample of its batch, or sums over several solves of the same batch.
+
+    Attributes:
+        nfe: evaluations of F in the forward pass, shape (batch,), on the CPU like the others.
+        nfe_backward: evaluations of F in the backward pass, shape (batch,).
+        accepted: accepted steps, shape (batch,).
+        rejected: rejected trial steps, shape (batch,).
+        forced: accepted steps whose error was above the tolerance, shape (batch,).
+        history: (samples, sizes of the steps that they accepted) in the order in which that happened.
+    """
+
+    nfe: Tensor
+    nfe_backward: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    forced: Tensor
+    history: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
+
+    @classmethod
+    def zeros(cls, batch: int) -> SampleStats:
+        """Nothing has happened to any sample of a batch."""
+        return cls(*(torch.zeros(batch, dtype=torch.long) for _ in range(5)))
+
+    @property
+    def h(self) -> list[Tensor]:
+        """For each sample the sizes of its accepted steps in order, positive, float64."""
+        counts = self.accepted.tolist()
+        if not self.history:
+            return [torch.zeros(0, dtype=torch.float64) for _ in counts]
+        samples, sizes = (torch.cat(parts) for parts in zip(*self.history, strict=True))
+        return list(sizes[samples.argsort(stable=True)].split(counts))
+
+    def __len__(self) -> int:
+        return len(self.nfe)
+
+    def __add__(self, other: SampleStats) -> SampleStats:
+        total = SampleStats.zeros(len(self))
+        for name in COUNTS:
+            setattr(total, name, getattr(self, name) + getattr(other, name))
+        total.history = [*self.history, *other.history]
+        return total
+
+
+COUNTS = ("nfe", "nfe_backward", "accepted", "rejected", "forced")
+
 
 @dataclass
 class Stats:
     """Counts of one solve, or sums over several.
+
+    Where every sample has its own steps, a call of F counts once in `nfe` however many samples it was for, the steps
+    are summed over the samples, and `samples` has the counts of each.
 
     Attributes:
         nfe: evaluations of F in the forward pass.
@@ -19,7 +73,8 @@ class Stats:
         accepted: accepted steps.
         rejected: rejected trial steps.
         forced: accepted steps whose error was above the tolerance, because they could not be smaller than h_min.
-        h: accepted step sizes in order, positive.
+        h: accepted step sizes in order, positive; empty where every sample has its own.
+        samples: the counts of each sample, where it had its own steps.
     """
 
     nfe: int = 0
@@ -31,10 +86,12 @@ class Stats:
     rejected: int = 0
     forced: int = 0
     h: list[float] = field(default_factory=list)
+    samples: SampleStats | None = None
 
     @classmethod
     def total(cls, parts: Iterable[Stats]) -> Stats:
-        """The sum of several solves, e.g. of the blocks of a model."""
+        """The sum of several solves, e.g. of the blocks of a model; of samples, if all were of the same batch."""
+        parts = list(parts)
         total = cls()
         for part in parts:
             total.nfe += part.nfe
@@ -46,4 +103,7 @@ class Stats:
             total.rejected += part.rejected
             total.forced += part.forced
             total.h += part.h
+        each = [part.samples for part in parts if part.samples is not None]
+        if each and all(len(samples) == len(each[0]) for samples in each):
+            total.samples = sum(each[1:], start=each[0])
         return total

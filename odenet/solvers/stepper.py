@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 Evaluate = Callable[[Any, Tensor], Tensor]
 
@@ -23,6 +24,10 @@ class Span(NamedTuple):
     def at(self, c: float) -> float:
         """t + c h, and exactly t_next at c = 1."""
         return self.t_next if c == 1 else self.t + c * self.h
+
+    def fraction(self, t: float) -> float:
+        """Where a time lies in the step, in units of h from its start."""
+        return (t - self.t) / self.h
 
 
 class Memory(NamedTuple):
@@ -70,6 +75,16 @@ class Trial:
     converged: bool = True
     inner: Trial | None = None
 
+    def rows(self, index: Tensor) -> Trial:
+        """The same step of some of the samples, where each has a span of its own.
+
+        Args:
+            index: which, (n,) on the state's device.
+        """
+        pick = lambda part: part.index_select(0, index) if isinstance(part, Tensor) else part  # noqa: E731
+        parts: dict[str, Any] = {entry.name: tree_map(pick, getattr(self, entry.name)) for entry in fields(self)}
+        return Trial(**parts | {"span": parts["span"].rows(index)})
+
 
 class Stepper:
     """A method. To add one, subclass, and add an instance to `solvers`.
@@ -81,6 +96,8 @@ class Stepper:
         reference: the paper.
         partitioned: whether the state is a pair (q, p), each half of it.
         lasting: whether the memory goes on where F becomes another function; if not, it is made anew there.
+        per_sample: whether each sample may have a step of its own: then h in `Span` may be a tensor that broadcasts
+            against the state, and nothing of the step may depend on other samples.
     """
 
     name: str
@@ -89,6 +106,7 @@ class Stepper:
     reference: str = ""
     partitioned: bool = False
     lasting: bool = False
+    per_sample: bool = False
 
     @property
     def adaptive(self) -> bool:
@@ -170,10 +188,14 @@ class Stepper:
 
 def hermite(trial: Trial, first: Tensor, end: Tensor, t: float) -> Tensor:
     """The cubic with values x, x_next and slopes first, end at the ends of a step."""
-    h = trial.span.h
-    theta = (t - trial.span.t) / h
+    h, theta = trial.span.h, trial.span.fraction(t)
     s = 1 - theta
     value = trial.x * (s * s * (1 + 2 * theta))
-    value = torch.add(value, trial.x_next, alpha=theta * theta * (3 - 2 * theta))
-    value = torch.add(value, first, alpha=h * theta * s * s)
-    return torch.add(value, end, alpha=-h * theta * theta * s)
+    value = plus_scaled(value, trial.x_next, theta * theta * (3 - 2 * theta))
+    value = plus_scaled(value, first, h * theta * s * s)
+    return plus_scaled(value, end, -h * theta * theta * s)
+
+
+def plus_scaled(x: Tensor, k: Tensor, factor: Any) -> Tensor:
+    """x + factor k, the factor a number or a tensor that broadcasts against x."""
+    return torch.addcmul(x, k, factor) if isinstance(factor, Tensor) else torch.add(x, k, alpha=factor)

@@ -1,0 +1,121 @@
+"""Samples that cannot go on: why, and what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet.errors import FunctionBudgetError, SolveError, StepBudgetError, StepUnderflowError
+from odenet.solvers.loop import NONFINITE_RETRIES
+from odenet.solvers.per_sample.control import nonfinite_error
+from odenet.solvers.per_sample.outputs import Outputs, Step, Take
+from odenet.solvers.per_sample.problem import SampleProblem
+from odenet.solvers.per_sample.walkers import Walkers
+from odenet.solvers.stepper import Trial
+
+Watch = Callable[[Step | None, Sequence[Take]], None]
+
+
+class Fallible(Walkers):
+    """Walkers of which each may break down: it raises, or stays where it is while the others go on.
+
+    Args:
+        problem: what is solved.
+        watch: called with every round of accepted steps, and with what was taken from them.
+
+    Attributes:
+        outputs: the values of the answer so far.
+        status: what became of each sample of the batch.
+        errors: why samples broke down.
+        ended: the time of the last value of each sample.
+        broken: for samples whose last step gave NaN or infinity, how often in a row, and why.
+    """
+
+    def __init__(self, problem: SampleProblem, watch: Watch | None):
+        super().__init__(problem)
+        assert problem.stats.samples is not None
+        self.each, self.watch = problem.stats.samples, watch
+        self.outputs = Outputs(problem)
+        self.status, self.errors = ["success"] * len(problem.t0), dict[int, SolveError]()
+        self.ended = self.outputs.ts[-1].clone()
+        self.broken: dict[int, tuple[int, SolveError]] = {}
+        self.rounds, self.cost = 0, 1
+
+    def _check(self, size: Tensor) -> bool:
+        """Give up the samples whose next step cannot be resolved or afforded; whether there were any."""
+        scheme = self.scheme
+        if self.rounds >= scheme.max_steps:
+            what = f"the budget of {scheme.max_steps} steps was used up"
+            advice = "loosen rtol and atol, raise max_steps, or look for stiffness in F"
+            make = lambda row: StepBudgetError(what, **self._numbers(row, size), advice=advice)  # noqa: E731
+            return self._give_up(torch.ones_like(self.fresh), make)
+        if scheme.max_nfe is not None:
+            self.field.settle()
+            over = self.each.nfe[self.samples] + self.cost > scheme.max_nfe
+            if bool(over.any()):
+                what = f"the budget of {scheme.max_nfe} evaluations of F was used up"
+                advice = "raise max_nfe, or loosen rtol and atol"
+                return self._give_up(
+                    over, lambda row: FunctionBudgetError(what, **self._numbers(row, size), advice=advice)
+                )
+        tiny = size <= self.resolution
+        return bool(tiny.any()) and self._give_up(tiny, lambda row: self._underflow(row, size))
+
+    def _underflow(self, row: int, size: Tensor) -> SolveError:
+        broken = self.broken.get(int(self.samples[row]))
+        if broken is not None:
+            return broken[1]
+        advice = "F may be singular or stiff there; loosen rtol and atol or use a fixed-step solver"
+        return StepUnderflowError("the step became too small to change t", **self._numbers(row, size), advice=advice)
+
+    def _note_nonfinite(self, ok: Tensor, trial: Trial, size: Tensor) -> None:
+        """Remember which samples gave NaN or infinity, how often in a row, and where it came from."""
+        assert self.error is not None
+        bad = ~self.error.isfinite()
+        before, self.broken = self.broken, {}
+        if not bool(bad.any()):
+            return
+        self.field.settle()
+        for row in bad.nonzero()[:, 0].tolist():
+            sample = int(self.samples[row])
+            count = before.get(sample, (0, None))[0] + 1
+            self.broken[sample] = count, nonfinite_error(trial, row, self._numbers(row, size))
+
+    def _stop_broken(self) -> None:
+        """Give up the samples for which smaller steps did not help against NaN or infinity."""
+        over = [s for s, (count, _) in self.broken.items() if count > NONFINITE_RETRIES]
+        if over:
+            self._give_up(
+                torch.isin(self.samples, torch.tensor(over)), lambda row: self.broken[int(self.samples[row])][1]
+            )
+
+    def _give_up(self, mask: Tensor, error: Callable[[int], SolveError]) -> bool:
+        """Raise for the first of these samples, or leave them where they are."""
+        self.field.settle()
+        rows = mask.nonzero()[:, 0]
+        for row in rows.tolist():
+            failure, sample = error(row), int(self.samples[row])
+            if self.scheme.on_failure == "raise":
+                raise failure
+            self.errors[sample], self.status[sample] = failure, failure.status
+            self.ended[sample] = self.t[row]
+        samples = self.samples[rows]
+        first = self.outputs.stop(samples, self.x.index_select(0, self._device(rows)))
+        if self.watch is not None:
+            self.watch(None, [Take(samples, None, first)])
+        self._keep(~mask)
+        return True
+
+    def _numbers(self, row: int, size: Tensor | None = None) -> dict[str, Any]:
+        """What an error says of a sample; its counts have to be settled."""
+        sample = int(self.samples[row])
+        return {
+            "t": float(self.t[row]),
+            "h": 0.0 if size is None else float(self.sign[row] * size[row]),
+            "nfe": int(self.each.nfe[sample]),
+            "sample": sample,
+            "error_ratio": None if self.error is None else float(self.error[row]),
+        }

@@ -1,0 +1,154 @@
+"""An initial value problem in which each sample has its own interval, steps and end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet.depth import DepthWeights
+from odenet.errors import InputError
+from odenet.solvers.events import Event
+from odenet.solvers.per_sample.field import SampleField
+from odenet.solvers.per_sample.timetable import Timetable
+from odenet.solvers.registry import solvers
+from odenet.solvers.scheme import Scheme
+from odenet.solvers.stats import SampleStats, Stats
+from odenet.solvers.stepper import Stepper
+from odenet.solvers.times import host_time, host_times
+
+
+class SampleProblem:
+    """x' = F(t, x, *args), x(t0) = x0, sample by sample.
+
+    Args:
+        weights: F with its weights over depth.
+        x0: (batch, ...) initial state.
+        interval: (t0, t1), each a number or a tensor (batch,).
+        scheme: how it is walked.
+        ts: times of the answer from t0 towards t1, (times,) or (times, batch); None for t1 alone.
+        args: handed to F after (t, x).
+        dense: whether the solution is to be callable.
+        events: what to look for along the way.
+
+    Attributes:
+        t0: starts, (batch,), float64 on the host.
+        t1: ends, likewise.
+        sign: 1 where depth is walked forwards, -1 where backwards.
+        ts: times of the answer, (times, batch), likewise, or None.
+        shared: whether all samples have the same times of the answer.
+
+    Raises:
+        InputError: a value that cannot be used.
+    """
+
+    def __init__(
+        self,
+        weights: DepthWeights,
+        x0: Tensor,
+        interval: Sequence[Any],
+        scheme: Scheme,
+        ts: Any = None,
+        args: tuple[Any, ...] = (),
+        dense: bool = False,
+        events: Sequence[Event] = (),
+    ):
+        if not isinstance(x0, Tensor):
+            raise InputError(f"the state must be a tensor, got {type(x0).__name__}")
+        if x0.dim() == 0:
+            raise InputError("per_sample=True needs a state with the batch first, (batch, ...), got a 0-d tensor")
+        if x0.dtype.itemsize < 4 and torch.is_autocast_enabled(x0.device.type):
+            x0 = x0.float()
+        scheme.check_dtype(x0.dtype)
+        for event in events:
+            if event.update is not None:
+                raise InputError(
+                    "an event with update goes on from the state it changed, which per_sample=True does not do by "
+                    "itself; end there and solve on from sol.last with t_span=(sol.ended, t1)"
+                )
+        self.weights, self.x0, self.scheme, self.args, self.dense, self.events = (
+            weights,
+            x0,
+            scheme,
+            args,
+            dense,
+            events,
+        )
+        batch = x0.shape[0]
+        self.t0, self.t1 = sample_interval(interval, batch)
+        self.sign = torch.where(self.t1 < self.t0, -1.0, 1.0).double()
+        self.ts, self.shared = sample_times(ts, self.t0, self.t1)
+        self.stats = Stats(samples=SampleStats.zeros(batch))
+        dtype = torch.float32 if x0.dtype.itemsize < 4 else x0.dtype.to_real()
+        table = Timetable.of(self.t0, self.t1, weights.knots, scheme.jumps, scheme.stops, dtype)
+        self.field = SampleField(weights, args, x0, self.stats, table, scheme.per_sample_args)
+        self.stepper.check(x0)
+
+    @cached_property
+    def stepper(self) -> Stepper:
+        """The native method that takes the steps."""
+        return solvers[self.scheme.solver]
+
+
+def sample_interval(interval: Sequence[Any], batch: int) -> tuple[Tensor, Tensor]:
+    """(t0, t1) of each sample, float64 on the host.
+
+    Raises:
+        InputError: not a pair of finite numbers or tensors (batch,).
+    """
+    try:
+        t0, t1 = interval
+    except (TypeError, ValueError):
+        raise InputError(f"the interval must be a pair (t0, t1), got {interval!r}") from None
+    return _one_each("t0", t0, batch), _one_each("t1", t1, batch)
+
+
+def _one_each(name: str, t: Any, batch: int) -> Tensor:
+    if isinstance(t, Tensor) and t.dim() == 1:
+        if t.shape != (batch,):
+            raise InputError(f"{name} must be a number or one for each of the {batch} samples, got {tuple(t.shape)}")
+        return _host(name, t)
+    return torch.full((batch,), host_time(name, t), dtype=torch.float64)
+
+
+def _host(name: str, t: Tensor) -> Tensor:
+    if t.requires_grad and torch.is_grad_enabled():
+        raise InputError(f"{name} requires a gradient, but with per_sample=True times are constants of it; detach it")
+    host = t.detach().to("cpu", torch.float64)
+    if not bool(host.isfinite().all()):
+        raise InputError(f"{name} must hold finite numbers, got {host.tolist()}")
+    return host
+
+
+def sample_times(ts: Any, t0: Tensor, t1: Tensor) -> tuple[Tensor | None, bool]:
+    """The times of the answer for each sample, (times, batch) float64 on the host, and whether they are the same.
+
+    Raises:
+        InputError: not times that run from t0 towards t1 for each sample.
+    """
+    if ts is None:
+        return None, bool((t0 == t0[:1]).all()) and bool((t1 == t1[:1]).all())
+    times = _host("ts", ts) if isinstance(ts, Tensor) else torch.tensor(host_times("ts", ts), dtype=torch.float64)
+    shared, batch = times.dim() < 2, len(t0)
+    if shared:
+        times = times.reshape(-1, 1)
+    if not len(times) or times.shape[1:] not in ((1,), (batch,)) or times.dim() != 2:
+        raise InputError(f"ts must be (times,) or (times, {batch}), a column a sample, got {tuple(times.shape)}")
+    times = times.expand(-1, batch)
+    if isinstance(ts, Tensor) and ts.is_floating_point():
+        near = torch.finfo(ts.dtype).eps * torch.maximum(t0.abs(), t1.abs())
+        for end in (t0, t1):
+            times = torch.where((times - end).abs() <= near, end, times)
+    sign = (t1 - t0).sign()
+    steps = torch.diff(torch.cat([t0[None], times, t1[None]]), dim=0)
+    wrong = ((steps * sign < 0) | ((sign == 0) & (steps != 0))).any(0)
+    if bool(wrong.any()):
+        b = int(wrong.nonzero()[0])
+        raise InputError(
+            f"ts must run from t0={float(t0[b]):g} towards t1={float(t1[b]):g} without turning back for sample {b}, "
+            f"got {times[:, b].tolist()}"
+        )
+    return times.contiguous(), shared

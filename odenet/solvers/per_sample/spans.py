@@ -1,0 +1,47 @@
+"""Where the steps of several samples go, one each: a `Span` whose numbers are tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Spans:
+    """From t to t_next, each sample by itself; times on the state's device, in float64 where it has that.
+
+    Args:
+        t: where the steps begin, (rows,), float64 on the host.
+        t_next: where they end.
+        x: the state there, for shape, dtype and device.
+
+    Attributes:
+        h: t_next - t in the state's precision, of a shape that broadcasts against the state.
+    """
+
+    def __init__(self, t: Tensor, t_next: Tensor, x: Tensor):
+        self.host = t, t_next
+        self._shape, self._dtype = (-1, *(1,) * (x.dim() - 1)), x.dtype.to_real()
+        step = t_next - t
+        if x.device.type != "cpu":
+            wide = torch.float32 if x.device.type == "mps" else torch.float64
+            t, t_next, step = torch.stack([t, t_next, step]).to(x.device, wide, non_blocking=True)
+        self.t, self.t_next, self.step = t, t_next, step
+        self.h = step.to(self._dtype).reshape(self._shape)
+
+    def at(self, c: float) -> Tensor:
+        """t + c h, and exactly t_next at c = 1."""
+        return self.t_next if c == 1 else torch.add(self.t, self.step, alpha=c)
+
+    def fraction(self, t: Tensor) -> Tensor:
+        """Where times lie in the steps, in units of h from their starts, of h's shape."""
+        return ((t - self.t) / self.step).to(self._dtype).reshape(self._shape)
+
+    def rows(self, index: Tensor) -> Spans:
+        """The spans of some of the samples; `index` is on the state's device."""
+        spans = object.__new__(Spans)
+        spans._shape, spans._dtype = self._shape, self._dtype
+        host = index.cpu()
+        spans.host = self.host[0].index_select(0, host), self.host[1].index_select(0, host)
+        for name in ("t", "t_next", "step", "h"):
+            setattr(spans, name, getattr(self, name).index_select(0, index))
+        return spans
