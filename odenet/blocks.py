@@ -85,6 +85,11 @@ class Block(nn.Module):
 
         An adaptive block solves once to find them, which leaves no trace in running statistics or random numbers.
         """
+        if self.scheme.per_sample:
+            raise InputError(
+                "with per_sample=True every sample has steps of its own, and no times that all share: give ts, or read "
+                "block.stats.samples.h"
+            )
         if self.scheme.steps is not None:
             return uniform_grid(self.t0, self.t1, self.scheme.steps) if self.t0 != self.t1 else [self.t0]
         kept = [(buffer, buffer.clone()) for buffer in self.weights.buffers()]
@@ -218,7 +223,7 @@ class ODEBlock(Block):
         max_nfe: budget of evaluations of F; None for no limit of its own.
         options: handed to torchdiffeq's solver.
         gradient_options: handed to the gradient method.
-        **numerics: step_size, grid, controller, h_min, h_max, norm, stops and jumps, as in `odenet.solve`.
+        **numerics: per_sample, per_sample_args, step_size, grid, controller, h_min, h_max, norm, stops and jumps, as in `odenet.solve`.
 
     Raises:
         InputError: an argument that cannot be used.

@@ -42,7 +42,7 @@ def pieces_of_depth(t0: float, t1: float, knots: Sequence[float], jumps: Iterabl
     inside = sorted({t for t in jumps if sign * t0 < sign * t < sign * t1}, key=lambda t: sign * t)
     pieces = []
     for index, (start, end) in enumerate(pairwise(edges)):
-        cuts = [t for t in inside if sign * start < sign * t < sign * end]
+        cuts = [t for t in inside if _within(t, start, end)]
         pieces += [Piece(index, a, b) for a, b in pairwise([start, *cuts, end])]
     return pieces
 
@@ -53,9 +53,15 @@ def landings(pieces: Sequence[Piece], stops: Iterable[float]) -> list[list[float
     found = []
     for _, start, end in pieces:
         sign = -1.0 if end < start else 1.0
-        inside = [t for t in stops if sign * start < sign * t < sign * end]
+        inside = [t for t in stops if _within(t, start, end)]
         found.append([*sorted(inside, key=lambda t: sign * t), end])
     return found
+
+
+def _within(t: float, start: float, end: float) -> bool:
+    """Whether a time lies between two others, and is not one of them to rounding."""
+    close = RESOLUTION * max(abs(start), abs(end))
+    return min(start, end) + close < t < max(start, end) - close
 
 
 def uniform_grid(t0: float, t1: float, steps: int) -> list[float]:

@@ -32,7 +32,8 @@ class SampleStats:
     @classmethod
     def zeros(cls, batch: int) -> SampleStats:
         """Nothing has happened to any sample of a batch."""
-        return cls(*(torch.zeros(batch, dtype=torch.long) for _ in range(5)))
+        nothing = torch.zeros(batch, dtype=torch.long)
+        return cls(nothing, nothing.clone(), nothing.clone(), nothing.clone(), nothing.clone())
 
     @property
     def h(self) -> list[Tensor]:

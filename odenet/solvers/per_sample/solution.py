@@ -58,7 +58,7 @@ class SampleSolution(Solution):
         batch, rows = outputs.batch, torch.arange(len(places))
         slots = torch.full(((outputs.stopped + 1) * batch + 1,), -1)
         slots[places] = rows
-        slots = slots[:-1].reshape(-1, batch)
+        slots = slots[:-1].reshape(outputs.stopped + 1, batch)
         early = slots[-1] >= 0
         self._slots = torch.where(early & outputs.only_ends, slots[-1], slots[:-1])
         self._last = torch.where(early, slots[-1], slots[-2])
