@@ -223,7 +223,8 @@ class ODEBlock(Block):
         max_nfe: budget of evaluations of F; None for no limit of its own.
         options: handed to torchdiffeq's solver.
         gradient_options: handed to the gradient method.
-        **numerics: per_sample, per_sample_args, step_size, grid, controller, h_min, h_max, norm, stops and jumps, as in `odenet.solve`.
+        **numerics: per_sample, per_sample_args, step_size, grid, controller, h_min, h_max, norm, stops and jumps, as in
+            `odenet.solve`.
 
     Raises:
         InputError: an argument that cannot be used.
