@@ -334,7 +334,7 @@ def test_no_way_to_go_is_the_identity_for_those_samples_alone():
         ({"steps": 5}, "pick its own steps"),
         ({"solver": "rk4", "steps": 5}, "pick its own steps"),
         ({"backend": "scipy", "solver": "RK45"}, "backend='native' only"),
-        ({"gradient": "adjoint"}, "native"),
+        ({"gradient": "adjoint"}, "steps that all samples share"),
         ({"gradient": "stagewise"}, "'autograd' or 'checkpoint'"),
         ({"gradient": "checkpoint", "gradient_options": {"checkpoints": 3}}, "no gradient_options"),
         ({"per_sample_args": ("a",)}, "indices of args"),
