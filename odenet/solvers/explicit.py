@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +20,10 @@ class ExplicitRungeKutta(Stepper):
     def __init__(self, tableau: Tableau):
         self.tableau = tableau
         self.name, self.order, self.reference = tableau.name, tableau.order, tableau.reference
-        self.error_order = None if tableau.b_error is None else tableau.order
-        self._last = tableau.stages - 1 if tableau.fsal else None
-        self._later = list(zip(tableau.c, tableau.a, strict=True))[1:]
+        self.error_order = None if tableau.b_error is None else tableau.error_order or tableau.order
+        rows = list(zip(tableau.c, tableau.a, strict=True))
+        self._later, self._for_error = rows[1 : tableau.used], rows[tableau.used :]
+        self._fsal = tableau.fsal
 
     def step(
         self,
@@ -33,32 +34,55 @@ class ExplicitRungeKutta(Stepper):
         first: Tensor | None = None,
         error: bool = False,
     ) -> Trial:
-        """One step over `span`; without `error` the last stage of an FSAL method is left out."""
+        """One step over `span`; without `error` the stages that x_next does not depend on are left out."""
         tableau, h = self.tableau, span.h
-        count = tableau.stages if error or self._last is None else self._last
         k = [f(span.t, x) if first is None else first]
-        at = x
-        for c, row in self._later[: count - 1]:
+        for c, row in self._later:
             at = combine(x, h, row, k)
             k.append(f(span.at(c), at))
-        ends = self._last is not None and count > self._last
-        x_next = at if ends else combine(x, h, tableau.b, k)
-        estimate = None
-        if error and tableau.b_error is not None:
-            estimate = combine(None, h, tableau.b_error, k)
-        return Trial(span, x, x_next, k, estimate, k[-1] if ends else None, memory, NOTHING, k[0])
+        x_next = combine(x, h, tableau.b, k)
+        if not error or tableau.b_error is None:
+            return Trial(span, x, x_next, k, None, None, memory, NOTHING, k[0])
+        for c, row in self._for_error:
+            at = x_next if self._fsal else combine(x, h, row, k)
+            k.append(f(span.at(c), at))
+        estimate: Any = combine(None, h, tableau.b_error, k)
+        if tableau.b_coarse is not None:
+            estimate = estimate, combine(None, h, tableau.b_coarse, k)
+        return Trial(span, x, x_next, k, estimate, k[-1] if self._fsal else None, memory, NOTHING, k[0])
+
+    def error_ratio(self, error: Any, weight: Tensor, norm: Callable[[Tensor], Any]) -> Any:
+        """Size of the error estimate in units of the tolerance; of two, |E|² / √(|E|² + |E_c|²/100), 0 if E = 0.
+
+        Reference:
+            Hairer, Nørsett and Wanner 1993, Solving Ordinary Differential Equations I, section II.10.
+        """
+        if self.tableau.b_coarse is None:
+            return super().error_ratio(error, weight, norm)
+        fine, coarse = (torch.as_tensor(norm(part / weight), dtype=torch.float64) for part in error)
+        return torch.where(fine == 0, fine, fine * (fine / torch.hypot(fine, coarse / 10)))
 
     def interpolate(self, f: Evaluate, trial: Trial, t: float) -> Tensor:
-        """x(t) inside a step, by the tableau's dense output, else by Hermite's cubic."""
-        h, dense = trial.span.h, self.tableau.dense
-        if dense is None:
+        """x(t) inside a step, by the tableau's dense output (further stages once for the step), else by Hermite's."""
+        if self.tableau.dense is None:
             return super().interpolate(f, trial, t)
-        theta = trial.span.fraction(t)
-        stages = trial.stages
-        if self.tableau.fsal:
-            stages = [*stages[: self.tableau.stages - 1], self.end_slope(f, trial)]
-        weights = [sum(p * theta ** (j + 1) for j, p in enumerate(row)) for row in dense]
-        return combine(trial.x, h, weights, stages)
+        stages, theta = self._dense_stages(f, trial), trial.span.fraction(t)
+        weights = [sum(p * theta ** (j + 1) for j, p in enumerate(row)) for row in self.tableau.dense]
+        return combine(trial.x, trial.span.h, weights, stages)
+
+    def _dense_stages(self, f: Evaluate, trial: Trial) -> list[Tensor]:
+        """What the dense output weighs, in its order."""
+        tableau = self.tableau
+        assert tableau.dense is not None
+        stages = trial.stages[: tableau.used]
+        if len(tableau.dense) > tableau.used:
+            stages.append(self.end_slope(f, trial))
+        if trial.further is None:
+            trial.further = []
+            for c, row in zip(tableau.dense_c, tableau.dense_a, strict=True):
+                at = combine(trial.x, trial.span.h, row, [*stages, *trial.further])
+                trial.further.append(f(trial.span.at(c), at))
+        return [*stages, *trial.further]
 
 
 def combine(x: Tensor | None, h: Any, weights: Sequence[Any], stages: Sequence[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from odenet.solvers.explicit import ExplicitRungeKutta, combine
 from odenet.solvers.stepper import NOTHING, Evaluate, Memory, Span, Stepper, Trial
-from odenet.solvers.tableau import TABLEAUS
+from odenet.solvers.tableaus import TABLEAUS
 
 STARTERS = {2: "heun2", 3: "heun3", 4: "rk4", 5: "dopri5"}
 

@@ -8,7 +8,7 @@ from odenet.registry import Registry
 from odenet.solvers import multistep, reversible, symplectic
 from odenet.solvers.explicit import ExplicitRungeKutta
 from odenet.solvers.stepper import Stepper
-from odenet.solvers.tableau import TABLEAUS
+from odenet.solvers.tableaus import TABLEAUS
 
 if TYPE_CHECKING:
     from odenet.solvers.problem import Problem

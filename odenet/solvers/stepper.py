@@ -61,6 +61,7 @@ class Trial:
         first: F(span.t, x), once it is known.
         converged: False if the step's equations could not be solved.
         inner: the step of the method that this one's method is a form of.
+        further: values of F that the dense output needs beside the stages, once they are known.
     """
 
     span: Span
@@ -74,6 +75,7 @@ class Trial:
     first: Tensor | None = None
     converged: bool = True
     inner: Trial | None = None
+    further: list[Tensor] | None = None
 
     def rows(self, index: Tensor) -> Trial:
         """The same step of some of the samples, where each has a span of its own.

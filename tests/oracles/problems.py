@@ -41,6 +41,7 @@ def _double(values: list) -> Tensor:
 
 A = _double([[-0.4, 1.0, 0.2], [-1.3, -0.2, 0.5], [0.1, -0.6, -0.5]])
 LINEAR_X0 = _double([[1.0, 0.5, -0.3], [-0.7, 1.2, 0.4]])
+FORCING = _double([[1.0, 0.3], [-0.5, 1.0], [0.2, -0.7]])
 SCALAR_X0 = _double([[1.0], [-0.5]])
 LOGISTIC_X0 = _double([[0.1], [0.3], [0.9]])
 PENDULUM_X0 = _double([[1.0, 0.2], [-2.0, 0.5]])
@@ -50,6 +51,10 @@ VOLTERRA = (1.5, 1.0, 1.0, 3.0)
 
 def linear(t: Tensor, x: Tensor) -> Tensor:
     return x @ A.T
+
+
+def forced(t: Tensor, x: Tensor) -> Tensor:
+    return x @ A.T + torch.stack([torch.cos(2 * t), torch.sin(2 * t)]) @ FORCING.T
 
 
 def cosine(t: Tensor, x: Tensor) -> Tensor:
@@ -108,6 +113,14 @@ def _pendulum_answer(t: float) -> Tensor:
     return _double([answer.tolist() for answer in answers])
 
 
+def _forced_answer(t: float) -> Tensor:
+    """The matrix exponential of the system of x, cos 2t and sin 2t."""
+    whole = torch.zeros(5, 5, dtype=torch.float64)
+    whole[:3, :3], whole[:3, 3:], whole[3, 4], whole[4, 3] = A, FORCING, -2, 2
+    start = torch.cat([LINEAR_X0, _double([[1.0, 0.0]] * 2)], 1)
+    return (start @ torch.linalg.matrix_exp(t * whole).T)[:, :3]
+
+
 def _quadrature_answer(t: float) -> Tensor:
     return SCALAR_X0 + (4 - math.exp(-t) * (math.sin(4 * t) + 4 * math.cos(4 * t))) / 17
 
@@ -123,6 +136,7 @@ def _harmonic_answer(t: float) -> Tensor:
 
 PROBLEMS = [
     Oracle("linear", linear, LINEAR_X0, (0.0, 2.0), lambda t: LINEAR_X0 @ torch.linalg.matrix_exp(t * A).T),
+    Oracle("forced", forced, LINEAR_X0, (0.0, 3.0), _forced_answer),
     Oracle("cosine", cosine, SCALAR_X0, (0.0, 2.0), _cosine_answer),
     Oracle("growth", growth, SCALAR_X0, (0.0, 2.0), lambda t: SCALAR_X0 * math.exp(t * t / 2)),
     Oracle("quadrature", quadrature, SCALAR_X0, (0.0, 2.0), _quadrature_answer),
