@@ -21,6 +21,9 @@ SCHEMES = [
     for name, method in backends["native"].methods().items()
     for steps in ([6] if method.fixed else []) + ([None] if method.adaptive else [])
 ]
+BACKPROP = [
+    pytest.param(*scheme.values, "autograd", id=f"autograd-{scheme.id}", marks=scheme.marks) for scheme in SCHEMES
+]
 EXACT_SCHEMES = [
     pytest.param(*scheme.values, gradient, id=f"{gradient}-{scheme.id}", marks=scheme.marks)
     for gradient in EXACT

@@ -81,6 +81,12 @@ def pendulum(t: Tensor, x: Tensor) -> Tensor:
     return torch.stack([x[:, 1], torch.cos(2 * t) - torch.sin(x[:, 0])], 1)
 
 
+def orbit(t: Tensor, x: Tensor) -> Tensor:
+    """Kepler's problem q'' = -q/|q|³, x = (q, q'), (batch, 4)."""
+    q, p = x[:, :2], x[:, 2:]
+    return torch.cat([p, -q / torch.linalg.vector_norm(q, dim=1, keepdim=True) ** 3], 1)
+
+
 def lotka_volterra(t: Tensor, x: Tensor) -> Tensor:
     a, b, d, g = VOLTERRA
     prey, predator = x[:, 0], x[:, 1]
