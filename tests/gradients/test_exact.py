@@ -21,9 +21,7 @@ SCHEMES = [
     for name, method in backends["native"].methods().items()
     for steps in ([6] if method.fixed else []) + ([None] if method.adaptive else [])
 ]
-BACKPROP = [
-    pytest.param(*scheme.values, "autograd", id=f"autograd-{scheme.id}", marks=scheme.marks) for scheme in SCHEMES
-]
+BACKPROP = [pytest.param(*s.values, "autograd", id=f"autograd-{s.id}", marks=s.marks) for s in SCHEMES]
 EXACT_SCHEMES = [
     pytest.param(*scheme.values, gradient, id=f"{gradient}-{scheme.id}", marks=scheme.marks)
     for gradient in EXACT
@@ -125,7 +123,7 @@ def test_an_exact_gradient_of_complex_states(solver, steps, gradient):
 
 @pytest.mark.parametrize(
     ("solver", "steps", "gradient"),
-    [*EXACT_SCHEMES, *(pytest.param(*s.values, "autograd", marks=s.marks) for s in SCHEMES)],
+    [*EXACT_SCHEMES, *BACKPROP],
 )
 def test_first_and_second_derivatives_agree_with_finite_differences(solver, steps, gradient):
     w = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
