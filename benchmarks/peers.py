@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 import odenet
-from tests.oracles.detest import END, Problem
+from tests.oracles.detest import DETEST, END, Problem
 
 TIMES = tuple(float(t) for t in np.linspace(0, END, 21)[1:])
 MAX_STEPS = 200_000
@@ -70,12 +71,9 @@ def by_diffrax(problem: Problem, method: str, tolerance: float) -> Answer:
     import jax.numpy as jnp
 
     jax.config.update("jax_enable_x64", True)
-    calls: list[None] = []
-
-    def F(t: Any, y: Any, args: Any) -> Any:
-        jax.debug.callback(lambda: calls.append(None))
-        return problem.F(t, y, jnp)
-
+    F, calls = _jax_function(problem.name)
+    jax.effects_barrier()
+    calls.clear()
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(F),
         getattr(diffrax, DIFFRAX[method])(),
@@ -84,15 +82,31 @@ def by_diffrax(problem: Problem, method: str, tolerance: float) -> Answer:
         None,
         jnp.array(problem.y0),
         saveat=diffrax.SaveAt(ts=jnp.array(TIMES)),
-        stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
+        stepsize_controller=diffrax.PIDController(rtol=jnp.array(tolerance), atol=jnp.array(tolerance)),
         max_steps=MAX_STEPS,
         adjoint=diffrax.ForwardMode(),
         throw=False,
     )
     ys = np.asarray(solution.ys)
     jax.effects_barrier()
-    failed = solution.result != diffrax.RESULTS.successful or not np.isfinite(ys).all()
+    failed = bool(solution.result != diffrax.RESULTS.successful) or not np.isfinite(ys).all()
     return Answer(None if failed else ys, len(calls))
+
+
+@cache
+def _jax_function(name: str) -> tuple[Callable[[Any, Any, Any], Any], list[None]]:
+    """One function a problem, so that it is compiled once for each method."""
+    import jax
+    import jax.numpy as jnp
+
+    problem = next(problem for problem in DETEST if problem.name == name)
+    calls: list[None] = []
+
+    def F(t: Any, y: Any, args: Any) -> Any:
+        jax.debug.callback(lambda: calls.append(None))
+        return problem.F(t, y, jnp)
+
+    return F, calls
 
 
 def _torch_function(problem: Problem) -> tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], list[None]]:
