@@ -3,6 +3,7 @@
 from odenet.gradients.adjoint import Adjoint
 from odenet.gradients.autograd import Autograd
 from odenet.gradients.checkpoint import Checkpoint
+from odenet.gradients.forward import Forward
 from odenet.gradients.mali import MALI
 from odenet.gradients.momentum import MomentumGradient
 from odenet.gradients.registry import GradientMethod, gradients
@@ -21,6 +22,7 @@ __all__ = [
     "Adjoint",
     "Autograd",
     "Checkpoint",
+    "Forward",
     "GradientMethod",
     "MomentumGradient",
     "Reversible",

@@ -68,7 +68,7 @@ class Stats:
     Attributes:
         nfe: evaluations of F in the forward pass.
         nfe_backward: evaluations of F in the backward pass (recomputation, or the adjoint's solve).
-        vjps: vector-Jacobian products of F in the backward pass.
+        vjps: vector-Jacobian products of F in the backward pass; Jacobian-vector products with `gradient="forward"`.
         steps_backward: steps that the backward pass redid, undid, or took of its own.
         drift: relative error of x0 as a reversible method reconstructed it; the largest of several solves.
         accepted: accepted steps.

@@ -10,11 +10,11 @@ from torch import nn
 import odenet
 from odenet.gradients import gradients
 from odenet.solvers import backends
-from tests.oracles import backprop, gradients_for
+from tests.oracles import FEW, backprop, gradients_for
 from tests.oracles.families import marks
 from tests.oracles.problems import LINEAR_X0, A
 
-EXACT = [name for name, method in gradients.items() if method.exact and name != "autograd"]
+EXACT = [name for name, method in gradients.items() if method.exact and name not in ("autograd", *FEW)]
 INEXACT = [name for name, method in gradients.items() if not method.exact]
 SCHEMES = [
     pytest.param(name, steps, id=f"{name}-{'fixed' if steps else 'adaptive'}", marks=marks(name))

@@ -7,6 +7,8 @@ from typing import Any
 from odenet.gradients import gradients
 from odenet.solvers import backends
 
+FEW = ("forward",)  # methods for few parameters: they refuse most F, and are tested with such that they take
+
 
 def gradients_for(solver: str, backend: str = "native", exact: bool | None = None) -> list[str]:
     """Names of the gradient methods that are defined for a solver of a backend and take its own steps."""
@@ -15,6 +17,7 @@ def gradients_for(solver: str, backend: str = "native", exact: bool | None = Non
         for name, method in gradients.items()
         if backend in method.backends
         and method.own_steps
+        and name not in FEW
         and (backend != "native" or solver in method.solvers())
         and (backends[backend].methods()[solver].differentiable or not method.exact)
         and exact in (None, method.exact)
