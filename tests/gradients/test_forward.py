@@ -87,7 +87,7 @@ def test_the_work_is_that_of_one_product_a_number_and_evaluation(pairs):
 
 def test_many_parameters_are_refused_before_anything_is_solved(x):
     F = odenet.residual.MLP(3, width=64, layers=1, norm="none").double()
-    said = r"a tangent for each of the 451 numbers .*shape \(64, 3\).*above limit=64; use gradient='checkpoint'"
+    said = r"a tangent for each of the 451 numbers .*shape .*64.*above limit=64; use gradient='checkpoint'"
     with pytest.raises(GradientError, match=said):
         odenet.solve(F, x, gradient="forward")
     odenet.solve(F, x, gradient="forward", gradient_options={"limit": 451})
