@@ -11,9 +11,9 @@ from torch import Tensor
 from odenet.gradients.inputs import Inputs, needs_gradient, vjp
 from odenet.gradients.pullback import plus
 from odenet.gradients.record import Record
-from odenet.gradients.registry import check_solver
+from odenet.gradients.registry import check_solver, gradients
 from odenet.solvers.loop import integrate
-from odenet.solvers.problem import Problem
+from odenet.solvers.problem import Problem, transforms
 from odenet.solvers.registry import solvers
 from odenet.solvers.scheme import Scheme
 from odenet.solvers.solution import Solution
@@ -43,7 +43,11 @@ class Sweep(Protocol):
 
 
 class Replayed:
-    """A gradient method that walks a recorded grid backwards. To add one, say which sweep it makes."""
+    """A gradient method that walks a recorded grid backwards. To add one, say which sweep it makes.
+
+    Under the transforms of `torch.func`, which differentiate operations and not the way back of a custom function, the
+    same steps are taken on the tape.
+    """
 
     name: str
     exact = True
@@ -73,6 +77,8 @@ class Replayed:
         """Solve `problem` so that its states can be differentiated."""
         if not torch.is_grad_enabled():
             return integrate(problem)
+        if transforms():
+            return gradients["autograd"].solve(problem)
         inputs = Inputs(problem)
         record, sweep = Record(problem, problem.stepper, inputs), self.sweep(problem)
 
@@ -110,10 +116,10 @@ class _Replay(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, None, None, *_differentiable(record, x0, ctx.tensors, cotangents)
         with record.problem.field.recompute():
-            a, gradients = ctx.sweep.back(record, x0, saved[len(ctx.tensors) :], cotangents)
+            a, found = ctx.sweep.back(record, x0, saved[len(ctx.tensors) :], cotangents)
         for cotangent in cotangents[: record.at_start()]:
             a = plus(a, cotangent)
-        return None, None, None, None, a, *gradients
+        return None, None, None, None, a, *found
 
 
 def _own(state: Tensor, held: set[int], earlier: list[Tensor], x0: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from odenet.errors import NonFiniteFunctionError, NonFiniteStateError, SolveError, StepBudgetError, StepUnderflowError
 from odenet.solvers.control import first_step, rms, scale
 from odenet.solvers.events import Hit, Watcher
-from odenet.solvers.problem import Problem
+from odenet.solvers.problem import Problem, transforms
 from odenet.solvers.solution import Interpolant, Solution
 from odenet.solvers.stats import Stats
 from odenet.solvers.stepper import NOTHING, Evaluate, Span, Stepper, Trial
@@ -74,7 +74,7 @@ def integrate(problem: Problem, watch: Watch | None = None) -> Solution:
                     interpolants.append((span, partial(stepper.interpolate, f, trial)))
                 if hits and problem.events[hits[-1].event].terminal:
                     return outputs.solution(stats, interpolants if dense else None, hits[-1])
-            if not (adaptive or patient) and x.device.type == "cpu":
+            if not (adaptive or patient or transforms()) and x.device.type == "cpu":
                 _check_finite(problem, stepper, x)
         except SolveError as failure:
             if not patient:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
 
 from odenet.depth import DepthWeights
 from odenet.errors import InputError
@@ -20,6 +21,11 @@ from odenet.solvers.scheme import Scheme
 from odenet.solvers.stats import Stats
 from odenet.solvers.stepper import Span, Stepper
 from odenet.solvers.times import host_interval, output_times
+
+
+def transforms() -> list[Any]:
+    """The transforms of `torch.func` (grad, vjp, jvp, vmap) that the caller is inside of."""
+    return torch._C._functorch.get_interpreter_stack() or []
 
 
 class Problem:
@@ -61,6 +67,11 @@ class Problem:
         if x0.dtype.itemsize < 4 and torch.is_autocast_enabled(x0.device.type):
             x0 = x0.float()
         scheme.check_dtype(x0.dtype)
+        if scheme.adaptive and any(level.key() == TransformType.Vmap for level in transforms()):
+            raise InputError(
+                "under torch.func.vmap an adaptive solver cannot look at its error; give a fixed-step solver steps=N, "
+                "or solve the whole batch at once"
+            )
         self.t0, self.t1 = host_interval(interval)
         self.weights, self.x0, self.scheme, self.args, self.dense = weights, x0, scheme, args, dense
         self.events, self.start, self.begins_with = events, self.t0, None
