@@ -21,6 +21,7 @@ odenet: residual networks as numerical integrators
   odenet train [key=value ...]            train one network: model=odenet solver=dopri5 data=digits
   odenet evaluate run=PATH solver=rk4 steps=20
                                           the trained weights of a run under another solver
+  odenet audit run=PATH                   every gradient method on a trained network: error, memory, time
   odenet list                             solvers, gradients, residual functions, data sets, configs
 
   odenet COMMAND --help                   the groups and keys of a command

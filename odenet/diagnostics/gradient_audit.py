@@ -133,9 +133,10 @@ def audit_gradients(
     task = _Task(network, x.detach(), loss or (lambda y: y.abs().square().mean()))
     used, own = blocks[0].scheme.gradient, [block.scheme for block in blocks]
     found: list[MethodAudit] = []
+    names = [name for name in methods or gradients if gradients[name]]
     try:
         truths = _Truths(task, own)
-        for name in methods or gradients:
+        for name in names:
             given = (options or {}).get(name)
             try:
                 schemes = [_scheme(scheme, name, given) for scheme in own]
@@ -302,8 +303,8 @@ def _groups(truth: Grads) -> dict[str, list[str]]:
 
 def _compare(got: Grads, truth: Grads, names: Sequence[str]) -> tuple[float, float]:
     """Relative error and cosine."""
-    a = torch.cat([torch.view_as_real(g.cdouble()).flatten() for g in (got[name] for name in names)])
-    b = torch.cat([torch.view_as_real(g.cdouble()).flatten() for g in (truth[name] for name in names)])
+    a = torch.cat([torch.view_as_real(g.to(torch.complex128)).flatten() for g in (got[name] for name in names)])
+    b = torch.cat([torch.view_as_real(g.to(torch.complex128)).flatten() for g in (truth[name] for name in names)])
     size = float(b.norm())
     if size == 0:
         return (0.0, 1.0) if float(a.norm()) == 0 else (math.inf, 0.0)

@@ -35,6 +35,13 @@ def evaluate(config: DictConfig) -> None:
     evaluate(config, console())
 
 
+def audit(config: DictConfig) -> None:
+    """`odenet audit`."""
+    from odenet.experiments.audit import audit
+
+    audit(config, console())
+
+
 class Command(NamedTuple):
     """A command: what runs it, and where its primary config is."""
 
@@ -45,5 +52,6 @@ class Command(NamedTuple):
 COMMANDS = {
     "compare": Command(compare, config_folder),
     "train": Command(train, config_folder),
+    "audit": Command(audit, config_folder),
     "evaluate": Command(evaluate, lambda: config_folder() / "evaluate"),  # apart: its solver= is a name, not a group
 }

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from odenet.artifacts import read_json, write_bytes, write_json
 from odenet.blocks import blocks_of
 from odenet.data import DataSet
-from odenet.errors import RunError
+from odenet.diagnostics.gradient_audit import audit_gradients
+from odenet.errors import OdenetError, RunError
 from odenet.experiments.build import build_model, build_training, count_parameters
 from odenet.experiments.hidden import Hidden, hidden_states, load_hidden, save_hidden
 from odenet.experiments.swap import swap_matrix
@@ -91,6 +93,7 @@ class Contender:
             "test_accuracy": trained.accuracy,
             "test_loss": trained.loss,
             "inference_ms": inference_ms(model, data, batch_size),
+            "gradient_error": gradient_error(model, data, settings.batch_size) if blocks else None,
             "history": history,
             "swap": swap_matrix(model, data, trained, walks, batch_size, swapped) if blocks else [],
         }
@@ -150,3 +153,18 @@ def inference_ms(model: nn.Module, data: DataSet, batch_size: int) -> float:
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - start)
     return 1e3 * statistics.median(times[1:]) / len(x)
+
+
+def gradient_error(model: nn.Module, data: DataSet, batch_size: int) -> float | None:
+    """Relative error of the gradient that the network is trained with, on a batch, against float64; None if unknown."""
+    device = next(model.parameters()).device
+    if device.type == "mps":  # has no float64
+        return None
+    x, y = data.prepare(data.train_x[:batch_size].to(device)), data.train_y[:batch_size].to(device)
+    model.train()
+    used = blocks_of(model)[0].scheme.gradient
+    try:
+        audit = audit_gradients(model, x, lambda logits: cross_entropy(logits, y), [used], repeats=1)
+    except OdenetError:
+        return None
+    return audit.methods[0].error

@@ -43,7 +43,9 @@ def evaluate(config: DictConfig, console: Console) -> list[dict[str, Any]]:
         torch.set_num_threads(config.threads)
     folder = Path(config.run)
     walk = _walk(config)
-    rows = [_row(name, one, where, walk, config.batch_size) for name, one, where in _networks(folder, config.contender)]
+    rows = [
+        _row(name, one, where, walk, config.batch_size) for name, one, where in networks_of(folder, config.contender)
+    ]
     as_trained = walk is None
     table = Table(title=None if as_trained else f"{folder}: trained weights under {label_of(walk or {})}")
     for heading in (
@@ -96,7 +98,7 @@ def _walk(config: DictConfig) -> dict[str, Any] | None:
     return walk
 
 
-def _networks(folder: Path, chosen: str | None) -> list[tuple[str, DictConfig, Path]]:
+def networks_of(folder: Path, chosen: str | None) -> list[tuple[str, DictConfig, Path]]:
     """(name, config, folder) of the networks of a run."""
     config = read_config(folder)
     if config["command"] == "train":

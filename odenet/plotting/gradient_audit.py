@@ -44,12 +44,8 @@ def gradient_audit(rows: list[dict[str, Any]], title: str = "") -> Figure:
         points.append((x, y, area, f"{row['gradient']}  {time / fastest:.1f}×", style.Line(color).text_color))
     _limits(axes, points)
     _labels(axes, points)
-    axes.set_xlabel("held for the backward pass")
+    axes.set_xlabel("held for the backward pass (area: time forward and backward, in multiples of the fastest)")
     axes.set_ylabel("relative error of the gradient")
-    figure.text(
-        0.99, 0.01, "area: time forward and backward, as multiples of the fastest", ha="right", fontsize=style.SMALL,
-        color=style.MUTED,
-    )  # fmt: skip
     return figure
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
+from torch._C._functorch import TransformType, get_interpreter_stack
 
 from odenet.depth import DepthWeights
 from odenet.errors import InputError
@@ -25,7 +25,7 @@ from odenet.solvers.times import host_interval, output_times
 
 def transforms() -> list[Any]:
     """The transforms of `torch.func` (grad, vjp, jvp, vmap) that the caller is inside of."""
-    return torch._C._functorch.get_interpreter_stack() or []
+    return get_interpreter_stack() or []
 
 
 class Problem:

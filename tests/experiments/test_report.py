@@ -54,6 +54,7 @@ def network(name: str, label: str, accuracy: float, euler: tuple[float, ...] = (
         "train_accuracy": 0.99,
         "nfe_forward": 8.0,
         "nfe_backward": 12.5,
+        "gradient_error": 2.5e-7,
         "seconds_per_epoch": 1.5,
         "inference_ms": 0.125,
         "memory_bytes": 3 * 2**20,
@@ -164,7 +165,7 @@ def test_every_number_of_the_table_is_in_every_form(written: dict[str, Path], re
 def test_the_table_says_what_the_results_say(results: dict[str, Any]) -> None:
     rows = result_table(results)
     assert [list(row) for row in rows] == [[column.heading for column in TABLE_COLUMNS]] * 3
-    cells = ["ODE-Net", "123,456", "97.0 %", "0.3333", "8", "12.5", "1.50", "0.125", "10.0"]
+    cells = ["ODE-Net", "123,456", "97.0 %", "0.3333", "8", "12.5", "2.5e-07", "1.50", "0.125", "10.0"]
     assert list(rows[1].values()) == cells
     assert rows[2]["peak training memory, MiB"] == "–"
 
