@@ -8,9 +8,10 @@ import odenet
 from odenet.errors import GradientError, InputError
 from odenet.solvers import backends
 from odenet.training import SavedTensorMeter
+from tests.oracles.families import marks
 
 SCHEMES = [
-    pytest.param(name, {"steps": 5} if fixed else {"rtol": 1e-4, "atol": 1e-4}, id=f"{name}-{fixed}")
+    pytest.param(name, {"steps": 5} if fixed else {"rtol": 1e-4, "atol": 1e-4}, id=f"{name}-{fixed}", marks=marks(name))
     for name, method in backends["native"].methods().items()
     for fixed in (True, False)
     if (method.fixed if fixed else method.adaptive)
