@@ -7,6 +7,7 @@ from odenet import depth, errors, models, residual
 from odenet.backends import list_backends
 from odenet.blocks import ODEBlock, ResNet
 from odenet.depth import list_depth_weights
+from odenet.dropin import odeint, odeint_adjoint, odeint_dense, odeint_event
 from odenet.gradients import list_gradients
 from odenet.residual import list_residuals
 from odenet.solve import solve
@@ -28,6 +29,10 @@ __all__ = [
     "list_residuals",
     "list_solvers",
     "models",
+    "odeint",
+    "odeint_adjoint",
+    "odeint_dense",
+    "odeint_event",
     "residual",
     "solve",
 ]

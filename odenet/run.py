@@ -13,6 +13,7 @@ from odenet.gradients import gradients
 from odenet.gradients.times import Times, moment, moved
 from odenet.run_per_sample import run_per_sample
 from odenet.solvers import Problem, Scheme, Solution
+from odenet.solvers.callbacks import Callbacks
 from odenet.solvers.events import Hit, events_of
 from odenet.solvers.solution import Interpolant, Occurrences
 from odenet.solvers.states import Packed, Packing, is_tree, packed_event
@@ -29,6 +30,8 @@ def run(
     args: tuple[Any, ...] = (),
     dense: bool = False,
     event: Any = None,
+    callbacks: Callbacks | None = None,
+    backward_callbacks: Callbacks | None = None,
 ) -> Solution:
     """Solve with weights and a scheme that have been checked already.
 
@@ -41,6 +44,8 @@ def run(
         args: handed to F after (t, x).
         dense: whether the solution is to be callable.
         event: events to look for.
+        callbacks: told of every step of a native solver, with states of x0's structure.
+        backward_callbacks: of every step that a native adjoint takes on the way back, with (0, x, a, *θ̄).
     """
     events = events_of(event)
     if scheme.per_sample:
@@ -57,10 +62,14 @@ def run(
     times = Times(interval, ts)
     problem = Problem(weights, x0, times.interval, scheme, times.ts, args, dense, events)
     problem.x0 = times.start(problem)
+    problem.callbacks = callbacks if callbacks is None or packing is None else callbacks.of(packing.unpack)
+    problem.backward_callbacks = backward_callbacks
     answer = _Answer(problem)
     try:
         while not answer.add(solution := gradients[scheme.gradient].solve(problem)):
             problem = answer.next_problem(solution)
+        if problem.callbacks is not None:
+            problem.callbacks.settle()
     except SolveError as error:
         if scheme.on_failure == "raise":
             raise

@@ -73,13 +73,15 @@ class Adjoint:
         for name in ("adjoint_rtol", "adjoint_atol"):
             check_tolerance(name, options.get(name, 1.0))
         solver = options.get("adjoint_solver")
-        methods = backends[scheme.backend].methods()
+        other = (options.get("adjoint_options") or {}).get("backend")
+        backend = scheme.backend if foreign or other is None else other
+        methods = backends[backend].methods()
         if solver is not None and (not isinstance(solver, str) or solver not in methods):
             raise UnknownNameError("adjoint_solver", solver, methods)
         if foreign:
             return torchdiffeq_adjoint.check(scheme, options)
         back = backward_scheme(scheme, options)
-        if scheme.backend == "native":
+        if back.backend == "native":
             if solver is None:
                 self._check_partner(scheme)
             else:

@@ -73,6 +73,10 @@ class Augmented(VectorField):
             found.append((part.real if part.dtype.is_complex and not dtype.is_complex else part).to(dtype))
         return found
 
+    def shown(self, z: Tensor) -> tuple[Tensor, ...]:
+        """The parts of a flat state with a zero before them, as torchdiffeq's callbacks are shown them."""
+        return torch.zeros((), dtype=self.dtype, device=z.device), *self.unpack(z)
+
     def piece(self, index: int) -> Evaluate:
         """The vector field, as a function of a host time and a packed state."""
         f, stats = self.problem.field.piece(self.number), self.problem.stats

@@ -72,6 +72,8 @@ class WayBack:
         self.quadrature: bool = self.options.get("quadrature", False)
         self.theta: list[Tensor | None] = [None] * len(inputs.tensors)
         self.h = self.scheme.first_step
+        more = self.options.get("adjoint_options") or {}
+        self.own_grid = self.options.get("adjoint_steps") is not None or "grid" in more
 
     def gradients(self, cotangents: Cotangents) -> tuple[Tensor | None, ...]:
         """Gradients with respect to x0 and to each of the inputs from the cotangents of the outputs."""
@@ -111,6 +113,8 @@ class WayBack:
         z = field.pack([x, a, *(theta if field.carried else [])])
         backward = Problem(PLACE, z, (t, until), self._scheme(field, number, t, until))
         backward.field = field
+        if self.problem.backward_callbacks is not None:
+            backward.callbacks = self.problem.backward_callbacks.of(field.shown)
         memory = None
         try:
             if self.quadrature:
@@ -128,6 +132,8 @@ class WayBack:
                 "unstable; use gradient='checkpoint'"
             ) from error
         finally:
+            if backward.callbacks is not None:
+                backward.callbacks.settle()
             self.problem.stats.steps_backward += backward.stats.accepted
         x, a, *theta = field.unpack(z) if memory is None else [*field.unpack(z), *totals(memory)]
         for at, (index, part) in enumerate(zip(self.inputs.of[number], theta, strict=True)):
@@ -147,6 +153,8 @@ class WayBack:
         t0, t1 = self.problem.t0, self.problem.t1
         if scheme.steps is not None:
             times = uniform_grid(t0, t1, scheme.steps)
+        elif self.own_grid:
+            times = scheme.grid or ()
         else:
             times = [span.t for span in self.problem.spans() if span.piece == number]
         low, high = min(t, until) + RESOLUTION * abs(t1 - t0), max(t, until) - RESOLUTION * abs(t1 - t0)

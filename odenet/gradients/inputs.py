@@ -58,7 +58,7 @@ class Inputs:
         """Leave out all tensors but those in `wanted`, and count those among them that F does not use as well."""
         wanted = [tensor for tensor in wanted if tensor.requires_grad]
         index = {id(tensor): at for at, tensor in enumerate(wanted)}
-        self.of = [[index[id(t)] for t in self.piece(i) if id(t) in index] for i in range(len(self.of))]
+        self.of = [sorted(index[id(t)] for t in self.piece(i) if id(t) in index) for i in range(len(self.of))]
         self.tensors, self._index, self._kept = wanted, index, True
 
     def check(self, piece: int, outputs: Iterable[Tensor], *known: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 
 from odenet.depth import DepthWeights
 from odenet.errors import InputError
+from odenet.solvers.callbacks import Callbacks
 from odenet.solvers.events import Event, Hit
 from odenet.solvers.field import VectorField
 from odenet.solvers.grid import Piece, check_grid, landings, pieces_of_depth, spans_of, stepped_grid, uniform_grid
@@ -46,6 +47,8 @@ class Problem:
         start: where the walk begins; t0, or an event from which it goes on.
         field: F with its bookkeeping.
         stats: what happened so far.
+        callbacks: told of every step of a native solver.
+        backward_callbacks: told of every step that a native adjoint takes on the way back.
 
     Raises:
         InputError: a value that cannot be used.
@@ -77,6 +80,8 @@ class Problem:
         self.events, self.start, self.begins_with = events, self.t0, None
         self.ts = [self.t1] if ts is None else output_times(ts, self.t0, self.t1)
         self.stats = Stats()
+        self.callbacks: Callbacks | None = None
+        self.backward_callbacks: Callbacks | None = None
         self._pieces = pieces_of_depth(self.t0, self.t1, weights.knots, scheme.jumps)
         self.field = VectorField(
             weights, args, x0, self._pieces, self.stats, max_nfe=scheme.max_nfe, jumps=scheme.jumps
@@ -86,7 +91,8 @@ class Problem:
     @cached_property
     def stepper(self) -> Stepper:
         """The native method that takes the steps; a gradient method may put a reversible form of it here."""
-        return solvers[self.scheme.solver]
+        stepper = solvers[self.scheme.solver]
+        return stepper if self.callbacks is None else self.callbacks.watch(stepper)
 
     def after(self, hit: Hit, x: Tensor, ts: list[float]) -> Problem:
         """The rest of this problem, from state x at an event on; F, its bookkeeping and its counts stay the same.
