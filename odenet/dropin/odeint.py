@@ -21,7 +21,7 @@ from odenet.solvers import Event, Scheme
 from odenet.solvers.callbacks import Callback, Callbacks, ignore
 
 CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
-WINDOWS = 64
+WINDOWS, MAX_EVENT_STEPS = 64, 100_000
 
 
 def odeint(
@@ -94,6 +94,8 @@ class Call:
         self.rtol, self.atol = tolerance("rtol", rtol, y0), tolerance("atol", atol, y0)
         self.norm = (options or {}).get("norm", None if isinstance(y0, Tensor) else mixed_norm)
         self.function = Function(func, y0)
+        if until_event and "max_num_steps" not in (options or {}):
+            self.numerics["max_steps"] = MAX_EVENT_STEPS
         self.callbacks = callbacks_of(func, "", self.method, y0)
 
     def scheme(self, gradient: str, **more: Any) -> Scheme:

@@ -191,7 +191,7 @@ def _adaptive(problem: Problem, stepper: Stepper) -> Walk:
             while t != end:
                 h = min(max(h, scheme.h_min), scheme.h_max)
                 left = abs(end - t)
-                lands = h >= left or (h * STRETCH >= left and left <= scheme.h_max)
+                lands = h >= left or (h * STRETCH >= left and left <= scheme.h_max + control.resolution)
                 span = Span(piece, t, end if lands else t + sign * h, 0.0)
                 span = span._replace(h=span.t_next - t)
                 control.check_step(span)

@@ -105,7 +105,7 @@ def test_several_events_the_first_one_counts_and_what_it_depends_on_gets_a_gradi
 def test_odeint_with_an_event_function_gives_torchdiffeqs_time_and_state():
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
     y0 = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
-    call = {"event_fn": lambda t, y: y[0, 0] - 0.2 + 0.1 * t, "rtol": 1e-9, "atol": 1e-9}
+    call = {"event_fn": lambda t, y: y[0, 0] - 0.2 - 0.1 * t, "rtol": 1e-9, "atol": 1e-9}
     (ours, ys), (theirs, their_ys) = (lib.odeint(lambda t, y: -y * t, y0, t, **call) for lib in (odenet, torchdiffeq))
     torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-8)
     torch.testing.assert_close(ys, their_ys, rtol=1e-7, atol=1e-8)

@@ -1,4 +1,4 @@
-"""The same call under odenet and torchdiffeq: close answers and gradients, or better ones; every option does its work."""
+"""The same call under odenet and torchdiffeq: close answers and gradients, or better ones; options do their work."""
 
 import math
 
@@ -172,9 +172,8 @@ def test_the_options_of_an_adaptive_method_do_what_they_say():
         assert evaluations(options=options).calls > 1.15 * plain, options
     assert evaluations(options={"min_step": 0.25}).calls < plain
     assert evaluations(options={"dtype": torch.float32, "dfactor": torch.tensor(0.5)}).calls > 0
-    assert {0.3, 0.7} <= {
-        round(t, 12) for t in evaluations(options={"step_t": torch.tensor([0.3, 0.7], dtype=torch.float64)}).times
-    }
+    stops = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    assert {0.3, 0.7} <= set(evaluations(options={"step_t": stops}).times)
     jumped = evaluations(options={"jump_t": torch.tensor([0.5], dtype=torch.float64)}).times
     assert 0.5 not in jumped and np.nextafter(0.5, 0) in jumped and np.nextafter(0.5, 1) in jumped
     assert evaluations(options={"norm": lambda y: 1e-3 * y.abs().max()}).calls < plain
@@ -342,15 +341,15 @@ def test_any_solver_of_odenet_is_a_method_too():
 
 def test_a_spiral_is_learned():
     true = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]])
-    t, y0 = torch.linspace(0, 2, 12), torch.tensor([[2.0, 0.0]])
+    t, y0 = torch.linspace(0, 1, 8), torch.tensor([[2.0, 0.0]])
     with torch.no_grad():
         wanted = odenet.odeint(lambda t, y: (y**3) @ true, y0, t)
     net = Net(torch.float32)
-    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-2)
     losses = []
-    for _ in range(25):
+    for _ in range(12):
         optimizer.zero_grad()
-        loss = (odenet.odeint(net, y0, t, rtol=1e-4, atol=1e-4) - wanted).abs().mean()
+        loss = (odenet.odeint(net, y0, t, rtol=1e-3, atol=1e-3) - wanted).abs().mean()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
