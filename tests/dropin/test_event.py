@@ -62,7 +62,7 @@ def test_a_bouncing_ball_and_the_gradient_of_its_third_bounce(interface):
     times, gradients = bounces(odenet, 3, odeint_interface=INTERFACES[interface])
     expected, expected_gradients = closed(3)
     for a, b in zip(times, expected, strict=True):
-        assert float(a) == pytest.approx(float(b), abs=1e-6)
+        assert a.item() == pytest.approx(b.item(), abs=1e-6)
     for a, b in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(a.reshape(()), b, rtol=1e-5, atol=1e-7)
     theirs, their_gradients = bounces(torchdiffeq, 3)

@@ -142,6 +142,15 @@ def test_a_jump_of_F_costs_no_accuracy_when_it_is_named(solver):
     assert 0.6 not in F.times or order == 1
 
 
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_steps_of_the_largest_size_land_on_the_end_although_their_sum_is_rounded(per_sample, x):
+    solution = odenet.solve(
+        lambda t, x: -1e-3 * x, x, (0.4, 0.0), rtol=1e-3, atol=1e-3, h_max=0.1, first_step=0.1, per_sample=per_sample
+    )
+    assert int(torch.as_tensor(solution.stats.accepted).max()) == 4
+    torch.testing.assert_close(solution.last, x * math.exp(4e-4), rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("gradient", ["autograd", "checkpoint"])
 @pytest.mark.parametrize("backend", ["native", "torchdiffeq"])
 @pytest.mark.parametrize("direction", [1, -1])

@@ -84,7 +84,7 @@ class Walk(Fallible):
         if self.scheme.h_min > 0 or self.scheme.h_max < torch.inf:
             h = self.h = h.clamp(self.scheme.h_min, self.scheme.h_max)
         left = (self.end - self.t).abs()
-        lands = (h * STRETCH >= left) & ((h >= left) | (left <= self.scheme.h_max))
+        lands = (h * STRETCH >= left) & ((h >= left) | (left <= self.scheme.h_max + self.resolution))
         t_next = torch.where(lands, self.end, self.t + self.sign * h)
         size = (t_next - self.t).abs()
         if self._check(size):
