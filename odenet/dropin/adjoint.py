@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -80,6 +81,7 @@ def odeint_adjoint(
         gradient["adjoint_params"] = tuple(adjoint_params)
     gradient["adjoint_solver"] = solved.pop("solver")
     if way_back.adaptive:
+        solved = {"h_min": 0.0, "h_max": math.inf} | solved
         for name, value, default in (("rtol", adjoint_rtol, rtol), ("atol", adjoint_atol, atol)):
             if value is not None or not call.method.adaptive:
                 gradient[f"adjoint_{name}"] = tolerance(name, default if value is None else value, y0)
