@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from odenet.depth import Constant, DepthWeights, weights_over_depth
+from odenet.depth import Constant, DepthWeights, Kind, weights_over_depth
 from odenet.errors import InputError
 from odenet.run import run
 from odenet.solve import make_scheme
 from odenet.solvers import Scheme, Solution, Stats
 from odenet.solvers.control import MAX_STEPS
-from odenet.solvers.grid import uniform_grid
+from odenet.solvers.grid import uniform_grid, with_knots
 from odenet.solvers.times import host_time
 
 
@@ -46,10 +46,13 @@ class Block(nn.Module):
 
     @property
     def F(self) -> Any:
-        """The residual function, if its weights are tied; the list of residual functions if they are not."""
+        """The residual function, if its weights are tied; the list of residual functions if they are not.
+
+        With weights that are a function of depth, the list holds F on each piece between knots, called as F(t, x).
+        """
         if isinstance(self.weights, Constant):
             return self.weights.F
-        return [self.weights.piece(i) for i in range(self.weights.pieces)]
+        return [self.weights.piece(i, self.t0, self.t1) for i in range(self.weights.pieces)]
 
     def forward(self, x: Tensor, *args: Any) -> Tensor:
         """x(t1).
@@ -146,6 +149,62 @@ class Block(nn.Module):
             A block that shares `weights` with this one.
         """
         return ResNet(self.weights, steps, solver=solver, t0=self.t0, t1=self.t1, gradient=gradient, **scheme)
+
+    def refine(self, k: int = 2, steps: int | None = None) -> Self:
+        """This block with k times the pieces of weights (functions, if the basis is global), the same θ(t).
+
+        As an ODE the new block computes the same. A network does too as long as its steps fit the new knots; else it
+        takes as many more as they need: an untied Euler network of N layers becomes one of kN layers, each layer k
+        times in a row with h/k, which is another network, nearer to the same ODE.
+
+        Args:
+            k: factor, at least 1.
+            steps: number of steps of the new block; None for the fewest from this block's on that fit the knots.
+
+        Returns:
+            A block of the same kind and scheme with weights of its own.
+
+        Reference:
+            Queiruga et al. 2020, Continuous-in-Depth Neural Networks.
+        """
+        return self._with(self.weights.refine(k), steps)
+
+    def coarsen(self, n: int, steps: int | None = None) -> Self:
+        """This block with n pieces of weights (n functions, if the basis is global), best in L2 over depth.
+
+        Args:
+            n: number of pieces or functions.
+            steps: as in `refine`.
+
+        Returns:
+            A block of the same kind and scheme with weights of its own; `block.weights.residual` says what was lost.
+        """
+        return self._with(self.weights.coarsen(n), steps)
+
+    def project(self, kind: Kind, steps: int | None = None) -> Self:
+        """This block with weights of another kind, nearest to its own in L2 over depth.
+
+        Args:
+            kind: such as `odenet.depth.bspline(3, 4)`.
+            steps: as in `refine`.
+
+        Returns:
+            A block of the same kind and scheme with weights of its own; `block.weights.residual` says what was lost.
+        """
+        return self._with(self.weights.project(kind), steps)
+
+    def _with(self, weights: DepthWeights, steps: int | None) -> Self:
+        scheme = self.scheme
+        if steps is not None and scheme.steps is None:
+            raise InputError(f"this block walks {scheme} and has no number of steps to change; leave steps out")
+        if scheme.steps is not None:
+            fitting = -(-scheme.steps // weights.pieces) * weights.pieces
+            scheme = scheme.but(steps=fitting if steps is None else steps)
+        elif scheme.grid is not None:
+            scheme = scheme.but(grid=with_knots(scheme.grid, weights.knots))
+        twin = type(self).__new__(type(self))
+        Block.__init__(twin, weights, scheme, self.t0, self.t1)
+        return twin.train(self.training)
 
     def extra_repr(self) -> str:
         scheme = self.scheme

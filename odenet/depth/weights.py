@@ -6,20 +6,41 @@ a solver stops at every knot and never steps across one.
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import MethodType
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from odenet.depth.bases import Basis
+from odenet.depth.coefficients import Coefficients
+from odenet.depth.projection import Residual
 from odenet.errors import InputError
 from odenet.registry import Registry
-from odenet.residual.layers import reset_tree
 
 ResidualFunction = Callable[..., Tensor]
 depth_weights: Registry[Callable[..., DepthWeights]] = Registry("depth weights")
+
+
+class Kind(Protocol):
+    """A way weights can change over depth, to be given as `weights=`: F -> F with its weights over depth."""
+
+    def __call__(self, F: ResidualFunction) -> DepthWeights:
+        """F with weights over depth, drawn anew where there are several."""
+        ...
+
+    def project(self, weights: DepthWeights) -> DepthWeights:
+        """The weights of this kind that are nearest to `weights` in L2 over depth, with their `residual`."""
+        ...
+
+    def refined(self, k: int) -> Kind:
+        """The same kind with k times the pieces or functions."""
+        ...
+
+    def resized(self, n: int) -> Kind:
+        """The same kind with n pieces or functions."""
+        ...
 
 
 class DepthWeights(nn.Module):
@@ -27,127 +48,84 @@ class DepthWeights(nn.Module):
 
     Attributes:
         knots: interior ends of the pieces, increasing fractions of the depth interval in (0, 1).
+        residual: what was lost, if these weights were made by a projection of others.
+        varies: whether the weights vary in t within a piece.
     """
 
     knots: tuple[float, ...] = ()
+    varies: bool = False
+    residual: Residual | None = None
 
     @property
     def pieces(self) -> int:
         """Number of pieces: one more than knots."""
         return len(self.knots) + 1
 
-    def piece(self, index: int) -> ResidualFunction:
-        """F(t, x, *args) on piece `index`, counted from t0."""
-        raise NotImplementedError
-
-
-class Constant(DepthWeights):
-    """One F for all depths: tied weights.
-
-    Args:
-        F: a function or module called as F(t, x, *args).
-    """
-
-    def __init__(self, F: ResidualFunction):
-        super().__init__()
-        check_residual(F)
-        self.F = F
-
-    def piece(self, index: int) -> ResidualFunction:
-        return self.F
-
-
-class PiecewiseConstant(DepthWeights):
-    """N residual functions of the same kind, each holding on an N-th of depth: the untied layers of a ResNet.
-
-    Args:
-        layers: F_0 ... F_{N-1}; they are shared, not copied.
-
-    Reference:
-        Queiruga et al. 2020, Continuous-in-Depth Neural Networks.
-    """
-
-    def __init__(self, layers: Sequence[nn.Module]):
-        super().__init__()
-        layers = list(layers)
-        if not layers:
-            raise InputError("piecewise constant weights need at least one layer, got none")
-        for layer in layers:
-            if not isinstance(layer, nn.Module):
-                raise InputError(f"untied weights need F as an nn.Module, got {type(layer).__name__}")
-            check_residual(layer)
-        self.layers = nn.ModuleList(layers)
-        self.knots = tuple(i / len(layers) for i in range(1, len(layers)))
-
-    def piece(self, index: int) -> ResidualFunction:
-        return self.layers[index]
-
-    def every(self, stride: int) -> PiecewiseConstant:
-        """Keep layers 0, stride, 2 stride, ..., each now holding on a `stride` times longer piece of depth.
-
-        The result shares its parameters with this object. Walked by Euler, it is this object walked with steps
-        `stride` times as long and the weights read where a step starts.
+    def piece(self, index: int, t0: float = 0.0, t1: float = 1.0) -> ResidualFunction:
+        """F(t, x, *args) on a piece.
 
         Args:
-            stride: a divisor of the number of layers.
-
-        Raises:
-            InputError: `stride` does not divide the number of layers.
+            index: of the piece, counted from t0.
+            t0: start of depth.
+            t1: end of depth.
         """
-        if not isinstance(stride, int) or stride < 1 or len(self.layers) % stride:
-            raise InputError(f"stride must divide the number of layers, {len(self.layers)}, got {stride!r}")
-        return PiecewiseConstant(list(self.layers)[::stride])
+        raise NotImplementedError
 
+    @property
+    def kind(self) -> Kind:
+        """What would make weights like these."""
+        raise InputError(f"{type(self).__name__} has no basis that could be refined or projected")
 
-def constant() -> Callable[[ResidualFunction], Constant]:
-    """Tied weights, to be given as `weights=`: one F for all depths."""
-    return Constant
+    @property
+    def basis(self) -> Basis:
+        """The functions of depth that the weights are made of."""
+        raise InputError(f"{type(self).__name__} has no basis that could be refined or projected")
 
+    @property
+    def template(self) -> nn.Module:
+        """A module of F's structure, whatever the shapes of its tensors."""
+        raise InputError("only the weights of an nn.Module can be refined or projected")
 
-def piecewise_constant(N: int) -> Callable[[ResidualFunction], PiecewiseConstant]:
-    """Untied weights, to be given as `weights=`: N layers, each holding on an N-th of depth.
+    def coefficients(self) -> Coefficients:
+        """For each tensor that changes with depth, its coefficients (basis.size, *shape), without a graph."""
+        raise NotImplementedError
 
-    The first layer is F itself; the others are copies of it with weights drawn anew (`reset_parameters`).
+    def refine(self, k: int = 2) -> DepthWeights:
+        """The same function of depth with k times the pieces (of a global basis: k times the functions).
 
-    Args:
-        N: number of layers, at least 1.
+        Args:
+            k: factor, at least 1.
 
-    Raises:
-        InputError: N is not a positive integer, or F is not a module.
-    """
-    if not isinstance(N, int) or isinstance(N, bool) or N < 1:
-        raise InputError(f"the number of layers must be a positive integer, got {N!r}")
+        Returns:
+            New weights; nothing is shared with these.
+        """
+        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+            raise InputError(f"refine takes a factor of at least 1, got {k!r}")
+        return self.kind.refined(k).project(self)
 
-    def untie(F: ResidualFunction) -> PiecewiseConstant:
-        if not isinstance(F, nn.Module):
-            raise InputError(
-                f"untied weights need F as an nn.Module, got {type(F).__name__}; use weights='tied' for a function"
-            )
-        layers = [F]
-        for _ in range(N - 1):
-            layer = copy.deepcopy(F)
-            reset_tree(layer)
-            layers.append(layer)
-        return PiecewiseConstant(layers)
+    def coarsen(self, n: int) -> DepthWeights:
+        """The weights of the same kind with n pieces (of a global basis: n functions), best in L2 over depth.
 
-    return untie
+        Args:
+            n: number of pieces or functions.
 
+        Returns:
+            New weights; `residual` says what was lost.
+        """
+        return self.kind.resized(n).project(self)
 
-@depth_weights.register("tied")
-def _tied(F: ResidualFunction, steps: int | None) -> DepthWeights:
-    """One F for all depths."""
-    return constant()(F)
+    def project(self, kind: Kind) -> DepthWeights:
+        """The weights of another kind that are nearest to these in L2 over depth.
 
+        Args:
+            kind: such as `odenet.depth.bspline(3, 4)`.
 
-@depth_weights.register("untied")
-def _untied(F: ResidualFunction, steps: int | None) -> DepthWeights:
-    """One F a layer: piecewise constant in depth."""
-    if steps is None:
-        raise InputError(
-            "weights='untied' takes its number of layers from steps, and an adaptive solver has none; "
-            "give weights=odenet.depth.piecewise_constant(N), or steps=N with a fixed-step solver"
-        )
-    return piecewise_constant(steps)(F)
+        Returns:
+            New weights; `residual` says what was lost.
+        """
+        if not hasattr(kind, "project") or isinstance(kind, type):
+            raise InputError(f"project takes a kind of weights such as odenet.depth.bspline(3, 4), got {kind!r}")
+        return kind.project(self)
 
 
 def weights_over_depth(F: Any, weights: Any, steps: int | None) -> DepthWeights:
@@ -175,6 +153,15 @@ def weights_over_depth(F: Any, weights: Any, steps: int | None) -> DepthWeights:
         f"weights must be one of {', '.join(depth_weights)} or an odenet.depth basis such as "
         f"odenet.depth.piecewise_constant(8), got {weights!r}"
     )
+
+
+def check_module(F: Any) -> nn.Module:
+    """F, if it is a module; its weights can then change over depth."""
+    if not isinstance(F, nn.Module):
+        raise InputError(
+            f"untied weights need F as an nn.Module, got {type(F).__name__}; use weights='tied' for a function"
+        )
+    return F
 
 
 _CHECKED: set[tuple[Any, bool]] = set()  # reading a signature takes longer than a small F

@@ -14,7 +14,7 @@ from torch import nn
 
 from odenet.data import DataSet
 from odenet.errors import InputError, OdenetError, UnknownNameError
-from odenet.training import Settings
+from odenet.training import Continuation, Settings
 
 MATCH_LIMIT = 4096
 
@@ -54,6 +54,12 @@ def build_model(config: DictConfig, data: DataSet) -> nn.Module:
     return _network(config, data, residual, {})
 
 
+def build_continuation(config: DictConfig) -> Continuation | None:
+    """What becomes of depth in the course of training; None if it stays."""
+    chosen = OmegaConf.select(config, "continuation")
+    return None if chosen is None else build(chosen)
+
+
 def build_training(config: DictConfig) -> tuple[Callable[..., Any], Callable[..., Any], Settings]:
     """Optimizer factory, schedule factory and settings."""
     optimizer, schedule = build(config.optimizer), build(config.schedule)
@@ -74,9 +80,12 @@ def rehearse(config: DictConfig, data: DataSet) -> None:
     Raises:
         OdenetError: what is wrong, in one sentence.
     """
-    optimizer, schedule, _ = build_training(config)
+    optimizer, schedule, settings = build_training(config)
+    continuation = build_continuation(config)
     with torch.random.fork_rng(devices=[]):
         model = build_model(config, data)
+        if continuation is not None:
+            continuation.check(model, settings.epochs)
         try:
             step = optimizer(model.parameters())
             schedule(step, 10)

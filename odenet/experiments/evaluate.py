@@ -15,7 +15,7 @@ from odenet.artifacts import load_checkpoint, write_json
 from odenet.blocks import blocks_of
 from odenet.data import DataSet
 from odenet.errors import InputError, RunError, UnknownNameError
-from odenet.experiments.build import build_data, build_model
+from odenet.experiments.build import build_continuation, build_data, build_model
 from odenet.experiments.contender import CHECKPOINT
 from odenet.experiments.folder import read_config
 from odenet.experiments.swap import evaluate_walk, label_of
@@ -43,9 +43,9 @@ def evaluate(config: DictConfig, console: Console) -> list[dict[str, Any]]:
         torch.set_num_threads(config.threads)
     folder = Path(config.run)
     walk = _walk(config)
-    rows = [
-        _row(name, one, where, walk, config.batch_size) for name, one, where in networks_of(folder, config.contender)
-    ]
+    if config.reestimate and walk is None:
+        raise InputError("reestimate=true is for another solver; give solver=NAME")
+    rows = [_row(name, one, where, walk, config) for name, one, where in networks_of(folder, config.contender)]
     as_trained = walk is None
     table = Table(title=None if as_trained else f"{folder}: trained weights under {label_of(walk or {})}")
     for heading in (
@@ -78,6 +78,9 @@ def load_network(config: DictConfig, data: DataSet, folder: Path) -> nn.Module:
     if not path.is_file():
         raise RunError(f"{folder} has no {CHECKPOINT}: the network has not been trained yet; run odenet train again")
     state = load_checkpoint(path)
+    continuation = build_continuation(config)
+    if continuation is not None:
+        continuation.advance(model, int(state.get("epoch", 0)) - 1)
     try:
         model.load_state_dict(state["model"])
     except (KeyError, RuntimeError) as error:
@@ -128,11 +131,11 @@ def _contender_config(where: Path) -> dict[str, Any]:
     return {str(k): v for k, v in loaded.items()}
 
 
-def _row(name: str, config: DictConfig, where: Path, walk: dict[str, Any] | None, batch_size: int) -> dict[str, Any]:
+def _row(name: str, config: DictConfig, where: Path, walk: dict[str, Any] | None, asked: DictConfig) -> dict[str, Any]:
     data = build_data(config)
     model = load_network(config, data, where)
     blocks = blocks_of(model)
-    trained = evaluate_model(model, data.test_x, data.test_y, batch_size=batch_size, prepare=data.prepare)
+    trained = evaluate_model(model, data.test_x, data.test_y, batch_size=asked.batch_size, prepare=data.prepare)
     row = {
         "network": name,
         "label": config.model.label,
@@ -141,6 +144,6 @@ def _row(name: str, config: DictConfig, where: Path, walk: dict[str, Any] | None
     }
     if walk is None:
         return row
-    result, note = evaluate_walk(model, data, walk, batch_size)
+    result, note = evaluate_walk(model, data, walk, asked.batch_size, asked.reestimate)
     flips = (result.predictions != trained.predictions).double().mean().item()
     return row | {"swapped": result.accuracy, "flips": flips, "nfe": result.nfe, "note": note}

@@ -12,7 +12,7 @@ from odenet.gradients import gradients
 from odenet.residual import residuals
 from odenet.solvers import backends
 
-GROUPS = ("model", "network", "data", "optimizer", "schedule", "trainer", "experiment")
+GROUPS = ("model", "network", "data", "optimizer", "schedule", "continuation", "trainer", "experiment")
 
 
 def list_everything(console: Console) -> None:

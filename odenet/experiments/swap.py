@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from odenet.blocks import Block, ODEBlock, blocks_of
 from odenet.data import DataSet
-from odenet.depth import DepthWeights, PiecewiseConstant
+from odenet.depth import DepthWeights, PiecewiseConstant, reestimate_statistics
 from odenet.errors import InputError, OdenetError
 from odenet.models import swap_blocks
 from odenet.solvers import Scheme
@@ -105,8 +106,17 @@ def swap_matrix(
     return cells
 
 
-def evaluate_walk(model: nn.Module, data: DataSet, walk: Mapping[str, Any], batch_size: int) -> tuple[Evaluation, str]:
+def evaluate_walk(
+    model: nn.Module, data: DataSet, walk: Mapping[str, Any], batch_size: int, reestimate: bool = False
+) -> tuple[Evaluation, str]:
     """Evaluate `model` on the test set with its blocks walked another way; also a note on what was left out.
+
+    Args:
+        model: the trained model; nothing in it is changed.
+        data: where the test set comes from.
+        walk: solver, steps or rtol and atol, and backend.
+        batch_size: samples in a forward pass.
+        reestimate: whether running statistics of norms are estimated anew, on the training set under this walk.
 
     Raises:
         InputError: a walk that a block cannot take.
@@ -120,5 +130,8 @@ def evaluate_walk(model: nn.Module, data: DataSet, walk: Mapping[str, Any], batc
         return twin
 
     twin = swap_blocks(model, replace)
+    if reestimate:
+        twin = copy.deepcopy(twin)
+        reestimate_statistics(twin, (data.prepare(x) for x in data.train_x.split(batch_size)))
     result = evaluate(twin, data.test_x, data.test_y, batch_size=batch_size, prepare=data.prepare)
     return result, next(filter(None, notes), "")

@@ -1,7 +1,8 @@
 """Keeps a random or stateful F one function for the length of a solve, and for its recomputation.
 
 - Dropout: the generator is set back before every evaluation, so that one mask holds per solve and piece of depth.
-- BatchNorm: the running statistics are updated once per solve, with the mean over the evaluations of accepted steps.
+- BatchNorm: the running statistics are updated once per solve, with the mean over the evaluations of accepted steps;
+  where weights are functions of depth, so are they (`StatisticsOverDepth`).
 - Autocast: a recomputation runs under the forward pass's autocast.
 """
 
@@ -13,6 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from odenet.depth import Expansion
+from odenet.depth.statistics import StatisticsOverDepth
 
 
 class Consistency:
@@ -32,11 +36,16 @@ class Consistency:
         self._generators: dict[int, tuple[Tensor, ...]] = {}
         self._random: dict[int, bool] = {}
         self._recomputing = False
-        found: dict[nn.Module, _RunningStatistics] = {}
-        self._norms_of: list[list[_RunningStatistics]] = []
-        for modules in pieces:
+        found: dict[nn.Module, _RunningStatistics | StatisticsOverDepth] = {}
+        self._norms_of: list[list[_RunningStatistics | StatisticsOverDepth]] = []
+        for modules in map(list, pieces):
+            over_depth = [m for m in modules if isinstance(m, Expansion) and m.gathered.training]
+            inside = {norm for m in over_depth for norm in m.gathered.norms}
             norms = [m for m in modules if isinstance(m, _NormBase) and m.training and m.track_running_stats]
-            self._norms_of.append([found.setdefault(m, _RunningStatistics(m)) for m in norms])
+            self._norms_of.append(
+                [found.setdefault(m, _RunningStatistics(m)) for m in norms if m not in inside]
+                + [found.setdefault(m, m.gathered) for m in over_depth]
+            )
         self._norms = list(found.values())
         self.plain = [False] * len(self._norms_of)
         kind = device.type
@@ -93,7 +102,7 @@ class Consistency:
         """A repetition of evaluations that the forward solve has made: nothing is updated."""
         self._recomputing = True
         for norm in self._norms:
-            norm.module.track_running_stats = False
+            norm.pause(True)
         try:
             with (
                 torch.autocast(self.device.type, self._autocast_dtype, self.autocast)
@@ -104,7 +113,7 @@ class Consistency:
         finally:
             self._recomputing = False
             for norm in self._norms:
-                norm.module.track_running_stats = True
+                norm.pause(False)
 
     def mark(self) -> None:
         """Remember the statistics: a step is about to be tried."""
@@ -157,6 +166,9 @@ class _RunningStatistics:
     def undo(self) -> None:
         snapshot, self.evaluations = self.marked
         self._restore(snapshot)
+
+    def pause(self, paused: bool) -> None:
+        self.module.track_running_stats = not paused
 
     def end(self, kept: bool) -> None:
         mean = self._snapshot()

@@ -51,14 +51,16 @@ class VectorField:
         self.device = x0.device
         self.recomputing = False
         self.observer: Observer | None = None
-        found = [list(reachable(weights.piece(i))) for i in range(weights.pieces)]
+        self._interval = pieces[0].start, pieces[-1].end
+        found = [list(reachable(weights.piece(i, *self._interval))) for i in range(weights.pieces)]
         self.found = [found[piece.weights] for piece in pieces]
         self.consistency = Consistency(([m for m in f if isinstance(m, nn.Module)] for f in found), x0.device)
 
     def piece(self, index: int) -> Evaluate:
         """F on one piece of depth, as a function of a host time and the state."""
         piece = self.pieces[index]
-        F, args, stats, plain = self.weights.piece(piece.weights), self.args, self.stats, self.consistency.plain
+        F, args = self.weights.piece(piece.weights, *self._interval), self.args
+        stats, plain = self.stats, self.consistency.plain
         unseen, weights = self.observer is not None, piece.weights
         inside = {t: self._nearest(t, other) for t, other in (piece[1:], piece[:0:-1]) if t in self.jumps}
         dtype, device, full = self.time_dtype, self.device, torch.full

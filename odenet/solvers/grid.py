@@ -97,6 +97,15 @@ def check_grid(grid: Sequence[float], t0: float, t1: float) -> list[float]:
     return grid
 
 
+def with_knots(grid: Sequence[float], knots: Sequence[float]) -> list[float]:
+    """A grid with the knots of weights over depth, given as fractions of it, among its points."""
+    t0, t1 = grid[0], grid[-1]
+    close = RESOLUTION * max(abs(t0), abs(t1))
+    at = [t0 + (t1 - t0) * knot for knot in knots]
+    new = [t for t in at if all(abs(t - other) > close for other in grid)]
+    return sorted([*grid, *new], reverse=t1 < t0)
+
+
 @lru_cache(maxsize=32)  # a block walks the same grid in every forward pass
 def spans_of(
     times: tuple[float, ...], pieces: tuple[Piece, ...], stops: tuple[float, ...], h: float | None

@@ -127,11 +127,11 @@ class Packed(DepthWeights):
 
     def __init__(self, weights: DepthWeights, packing: Packing):
         super().__init__()
-        self.weights, self.packing, self.knots = weights, packing, weights.knots
+        self.weights, self.packing, self.knots, self.varies = weights, packing, weights.knots, weights.varies
 
-    def piece(self, index: int) -> Callable[..., Tensor]:
+    def piece(self, index: int, t0: float = 0.0, t1: float = 1.0) -> Callable[..., Tensor]:
         """F on piece `index`, of packed states."""
-        return PackedFunction(self.weights.piece(index), self.packing)
+        return PackedFunction(self.weights.piece(index, t0, t1), self.packing)
 
 
 class PackedFunction:

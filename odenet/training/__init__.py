@@ -1,5 +1,6 @@
 """Training and evaluating classifiers, on Lightning Fabric."""
 
+from odenet.training.continuation import Continuation, Switch, chain, depth_doubling, to_adaptive, tolerance_annealing
 from odenet.training.evaluation import Evaluation, evaluate
 from odenet.training.history import EpochRecord, History, Progress
 from odenet.training.loop import fit
@@ -8,17 +9,23 @@ from odenet.training.schedules import constant, cosine, multistep, one_cycle
 from odenet.training.settings import Settings
 
 __all__ = [
+    "Continuation",
     "EpochRecord",
     "Evaluation",
     "History",
     "Progress",
     "SavedTensorMeter",
     "Settings",
+    "Switch",
+    "chain",
     "constant",
     "cosine",
+    "depth_doubling",
     "evaluate",
     "fit",
     "multistep",
     "one_cycle",
     "saved_bytes",
+    "to_adaptive",
+    "tolerance_annealing",
 ]

@@ -28,6 +28,8 @@ class EpochRecord(TypedDict):
         seconds: wall time of the training steps (no evaluation, no checkpoint).
         memory_bytes: on CUDA the peak of allocated memory during the epoch's training steps; on a CPU the peak of
             what one training step saves for its backward pass (see `SavedTensorMeter`); nan if not measurable.
+        loss_jump: what the mean loss of the first training samples changed by when depth was changed before this epoch
+            (see `Continuation`); 0 where it was not.
     """
 
     epoch: int
@@ -42,6 +44,7 @@ class EpochRecord(TypedDict):
     lr: float
     seconds: float
     memory_bytes: float
+    loss_jump: float
 
 
 History = list[EpochRecord]

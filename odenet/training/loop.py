@@ -22,6 +22,7 @@ from odenet.data import DataSet
 from odenet.errors import InputError, RunError
 from odenet.training import checkpoint
 from odenet.training.batches import Samples, batches, derived_seed
+from odenet.training.continuation import Change, Continuation, apply, mean_loss
 from odenet.training.evaluation import classify, evaluate
 from odenet.training.history import EpochRecord, History, Progress, write_history
 from odenet.training.logs import Logs
@@ -41,6 +42,7 @@ def fit(
     settings: Settings | None = None,
     folder: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    continuation: Continuation | None = None,
 ) -> History:
     """Train `model` on `data` with the cross-entropy loss; continue where a run in `folder` was interrupted.
 
@@ -59,6 +61,8 @@ def fit(
             without it. A complete run that is found there is returned at once, with its weights in the model.
         progress: called at most about five times a second, and after each epoch (when its checkpoint is
             written); an exception that it raises interrupts the run.
+        continuation: changes of depth at given epochs, e.g. `depth_doubling([4, 8])`; the optimizer's moments go
+            along, and the learning-rate schedule goes on.
 
     Returns:
         A record of each epoch.
@@ -73,6 +77,8 @@ def fit(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise InputError(f"the model {type(model).__name__} has no parameters that require a gradient")
+    if continuation is not None:
+        continuation.check(model, settings.epochs)
     fabric = _launch(settings)
     precision = fabric.strategy.precision
     samples = Samples(data.train_x, data.train_y)
@@ -84,9 +90,15 @@ def fit(
     optim = optimizer(parameters)
     rate = schedule(optim, settings.epochs * steps_per_epoch)
     recipe = checkpoint.recipe(data, optim, rate, settings)
+    if continuation is not None:
+        recipe["continuation"] = str(continuation)
 
     path = Path(folder) / "checkpoint.pt" if folder is not None else None
     saved = checkpoint.read(path, recipe) if path is not None else None
+    done = len(saved["history"]) if saved is not None else 0
+    for epoch in range(1, done + 1):  # changes of depth before the next epoch are yet to come
+        for change in continuation.due(epoch) if continuation is not None and epoch < done else ():
+            apply(change, model, optim)
     wrapped, stepper = fabric.setup(model, optim)
     history: History = []
     if path is not None and saved is not None:
@@ -102,6 +114,10 @@ def fit(
             logs = stack.enter_context(closing(Logs(make_folder(path.parent), history)))
         for epoch in range(len(history), settings.epochs):
             seed_everything(derived_seed(settings.seed, epoch, fabric.global_rank), verbose=False)
+            jump = 0.0
+            if continuation is not None and (changes := continuation.due(epoch)):
+                jump = _switch(fabric, model, data, optim, changes, settings)
+                wrapped, stepper = fabric.setup(model, optim)
             trained = _train_epoch(
                 fabric, model, wrapped, data, epoch_batches(epoch), stepper, rate, settings, epoch, report
             )
@@ -113,7 +129,9 @@ def fit(
                     f"the test loss became {test_loss} after epoch {epoch + 1}; "
                     "lower the learning rate or clip the gradient"
                 )
-            record = EpochRecord(epoch=epoch + 1, **trained, test_loss=test_loss, test_accuracy=test_accuracy)
+            record = EpochRecord(
+                epoch=epoch + 1, **trained, test_loss=test_loss, test_accuracy=test_accuracy, loss_jump=jump
+            )
             history.append(record)
             if path is not None and logs is not None:
                 if (epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == settings.epochs:
@@ -123,6 +141,23 @@ def fit(
             report.epoch_done(record)
     fabric.barrier()
     return history
+
+
+def _switch(
+    fabric: Fabric, model: nn.Module, data: DataSet, optimizer: Optimizer, changes: list[Change], settings: Settings
+) -> float:
+    """Change depth; by how much the mean loss of the first training samples has changed."""
+    x = data.prepare(data.train_x[: settings.eval_batch_size].to(fabric.device))
+    y = data.train_y[: settings.eval_batch_size].to(fabric.device)
+
+    def loss() -> float:
+        with fabric.autocast():
+            return mean_loss(model, fabric.strategy.precision.convert_input(x), y)
+
+    before = loss()
+    for change in changes:
+        apply(change, model, optimizer)
+    return loss() - before
 
 
 def _train_epoch(

@@ -36,7 +36,10 @@ def test_list_shows_what_the_registries_hold(odenet):
         assert {p.stem for p in (config_folder() / group).glob("*.yaml")} <= words
 
 
-@pytest.mark.parametrize(("registry", "group"), [(residuals, "residual"), (gradients, "gradient"), (datasets, "data")])
+@pytest.mark.parametrize(
+    ("registry", "group"),
+    [(residuals, "residual"), (gradients, "gradient"), (datasets, "data"), (depth_weights, "depth")],
+)
 def test_every_registered_thing_has_a_config(registry, group):
     names = {p.stem for p in (config_folder() / group).glob("*.yaml")}
     assert set(registry) - {"from_block"} <= names  # from_block takes a module, which no config can write down

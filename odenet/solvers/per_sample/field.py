@@ -29,6 +29,7 @@ class SampleField(VectorField):
         stats: counts every evaluation.
         timetable: which piece each sample is on.
         own_args: which of `args` hold a row for each sample; None if that was not said.
+        intervals: (t0, t1) of the samples, each (batch,).
 
     Raises:
         InputError: F would couple samples, or it is not clear which arguments belong to them.
@@ -42,8 +43,15 @@ class SampleField(VectorField):
         stats: Stats,
         timetable: Timetable,
         own_args: bool | Sequence[int] | None,
+        intervals: tuple[Tensor, Tensor],
     ):
-        pieces = [Piece(i, 0.0, 0.0) for i in range(weights.pieces)]
+        t0, t1 = ((float(t[0]), bool((t != t[0]).any())) if len(t) else (0.0, False) for t in intervals)
+        if weights.varies and (t0[1] or t1[1]):
+            raise InputError(
+                "weights that vary within a piece of depth need one interval for all samples, and t_span differs "
+                "between them; use weights='tied' or weights that are constant on pieces"
+            )
+        pieces = [Piece(i, t0[0], t1[0]) for i in range(weights.pieces)]
         super().__init__(weights, args, x0, pieces, stats)
         self.batch, self.timetable = x0.shape[0], timetable
         self.own_args = check_own_args(args, own_args, self.batch)
@@ -106,7 +114,7 @@ class SampleField(VectorField):
             self.stats.nfe_backward += 1
         else:
             self.stats.nfe += 1
-        F, unknown = self.weights.piece(piece), not self.consistency.knows(piece)
+        F, unknown = self.weights.piece(piece, *self._interval), not self.consistency.knows(piece)
         try:
             k = self._checked(self.consistency.call(piece, lambda: F(t, x, *args)), x)
         except Exception as error:

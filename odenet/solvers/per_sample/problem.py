@@ -84,7 +84,8 @@ class SampleProblem:
         self.stats = Stats(samples=SampleStats.zeros(batch))
         dtype = torch.float32 if x0.dtype.itemsize < 4 else x0.dtype.to_real()
         table = Timetable.of(self.t0, self.t1, weights.knots, scheme.jumps, scheme.stops, dtype)
-        self.field = SampleField(weights, args, x0, self.stats, table, scheme.per_sample_args)
+        intervals = (self.t0, self.t1)
+        self.field = SampleField(weights, args, x0, self.stats, table, scheme.per_sample_args, intervals)
         self.stepper.check(x0)
 
     @cached_property
