@@ -224,6 +224,7 @@ class ResNet(Block):
         t1: end of depth; `t1=steps` gives h = 1, the block x + F(x) of He et al.
         gradient: "autograd" (default), "checkpoint" or "adjoint".
         backend: "native", "torchdiffeq" or "scipy".
+        compile: "auto", True or False, as in `odenet.solve`.
         options: handed to torchdiffeq's solver.
         gradient_options: handed to the gradient method.
 
@@ -245,6 +246,7 @@ class ResNet(Block):
         gradient: str | None = None,
         backend: str = "native",
         max_nfe: int | None = None,
+        compile: str | bool = "auto",
         options: Mapping[str, Any] | None = None,
         gradient_options: Mapping[str, Any] | None = None,
     ):
@@ -257,6 +259,7 @@ class ResNet(Block):
             steps=steps,
             max_steps=max(MAX_STEPS, steps if isinstance(steps, int) else 0),
             max_nfe=max_nfe,
+            compile=compile,
             options=options or {},
             gradient_options=gradient_options or {},
         )
@@ -280,6 +283,7 @@ class ODEBlock(Block):
         first_step: size of the first adaptive step; None to have it estimated.
         max_steps: budget of accepted plus rejected steps.
         max_nfe: budget of evaluations of F; None for no limit of its own.
+        compile: "auto", True or False, as in `odenet.solve`.
         options: handed to torchdiffeq's solver.
         gradient_options: handed to the gradient method.
         **numerics: per_sample, per_sample_args, step_size, grid, controller, h_min, h_max, norm, stops and jumps, as in
@@ -307,6 +311,7 @@ class ODEBlock(Block):
         first_step: float | None = None,
         max_steps: int = MAX_STEPS,
         max_nfe: int | None = None,
+        compile: str | bool = "auto",
         options: Mapping[str, Any] | None = None,
         gradient_options: Mapping[str, Any] | None = None,
         **numerics: Any,
@@ -322,6 +327,7 @@ class ODEBlock(Block):
             first_step=first_step,
             max_steps=max_steps,
             max_nfe=max_nfe,
+            compile=compile,
             options=options or {},
             gradient_options=gradient_options or {},
             **numerics,

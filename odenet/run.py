@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from odenet import compiled
 from odenet.depth import DepthWeights
 from odenet.errors import InputError, SolveError, StepUnderflowError
 from odenet.gradients import gradients
@@ -66,7 +67,7 @@ def run(
     problem.backward_callbacks = backward_callbacks
     answer = _Answer(problem)
     try:
-        while not answer.add(solution := gradients[scheme.gradient].solve(problem)):
+        while not answer.add(solution := walk(problem)):
             problem = answer.next_problem(solution)
         if problem.callbacks is not None:
             problem.callbacks.settle()
@@ -81,6 +82,12 @@ def run(
         )
     answer.states = times.finish(problem, answer.states, answer.times)
     return answer.solution(packing)
+
+
+def walk(problem: Problem) -> Solution:
+    """One walk, compiled if that was asked for and is possible."""
+    solution = compiled.solve(problem)
+    return gradients[problem.scheme.gradient].solve(problem) if solution is None else solution
 
 
 class _Answer:

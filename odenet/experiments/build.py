@@ -147,6 +147,8 @@ def _network(config: DictConfig, data: DataSet, residual: Callable[..., Any], bl
     parts: dict[str, Any] = {}
     for choice in (config.depth, config.solver, config.gradient):
         parts |= {str(key): build(value) if isinstance(value, DictConfig) else value for key, value in choice.items()}
+    if "compile" in config:
+        parts["compile"] = config.compile
     stage = build(config.model.stage)
     return build(
         config.network,

@@ -79,6 +79,10 @@ class StoredStates:
             self._stride *= 2
             self._starts = {n: start for n, start in self._starts.items() if n % self._stride == 0}
 
+    def hold(self, starts: dict[int, list[Tensor]]) -> None:
+        """Take starts of steps that another walk has recorded."""
+        self._starts = starts
+
     def kept(self) -> list[Tensor]:
         """The kept states, flat."""
         self._layout = [(number, len(start)) for number, start in self._starts.items()]

@@ -114,7 +114,7 @@ class _Replay(torch.autograd.Function):
         record: Record = ctx.record
         x0, *saved = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return None, None, None, None, *_differentiable(record, x0, ctx.tensors, cotangents)
+            return None, None, None, None, *differentiable_again(record, x0, ctx.tensors, cotangents)
         with record.problem.field.recompute():
             a, found = ctx.sweep.back(record, x0, saved[len(ctx.tensors) :], cotangents)
         for cotangent in cotangents[: record.at_start()]:
@@ -129,7 +129,7 @@ def _own(state: Tensor, held: set[int], earlier: list[Tensor], x0: Tensor) -> Te
     return state.view_as(state) if id(state) in held else state
 
 
-def _differentiable(
+def differentiable_again(
     record: Record, x0: Tensor, tensors: tuple[Tensor, ...], cotangents: Cotangents
 ) -> tuple[Tensor | None, ...]:
     """The same gradients with a graph of their own, for second derivatives: all steps again, on the tape."""

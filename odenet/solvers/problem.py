@@ -83,10 +83,20 @@ class Problem:
         self.callbacks: Callbacks | None = None
         self.backward_callbacks: Callbacks | None = None
         self._pieces = pieces_of_depth(self.t0, self.t1, weights.knots, scheme.jumps)
-        self.field = VectorField(
-            weights, args, x0, self._pieces, self.stats, max_nfe=scheme.max_nfe, jumps=scheme.jumps
-        )
         self._spans = None if scheme.adaptive else self._grid()
+
+    @cached_property
+    def field(self) -> VectorField:
+        """F with its bookkeeping; made when it is first asked for, as a compiled solve does not."""
+        return VectorField(
+            self.weights,
+            self.args,
+            self.x0,
+            self._pieces,
+            self.stats,
+            max_nfe=self.scheme.max_nfe,
+            jumps=self.scheme.jumps,
+        )
 
     @cached_property
     def stepper(self) -> Stepper:

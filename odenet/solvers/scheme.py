@@ -19,6 +19,7 @@ from odenet.solvers.times import host_times
 DEFAULT_TOLERANCE = 1e-3
 DEFAULT_CONTROLLER = "I"
 ON_FAILURE = ("raise", "status")
+COMPILE = ("auto", True, False)
 FIXED_BY = ("steps", "step_size", "grid")
 ADAPTIVE_ONLY = ("rtol", "atol", "first_step", "controller", "h_min", "h_max", "norm")
 
@@ -48,6 +49,7 @@ class Scheme:
         max_nfe: budget of forward evaluations of F, or None.
         per_sample: whether each sample has its own steps.
         per_sample_args: which of `args` hold a row for each sample; None if there is no doubt.
+        compile: "auto", True or False: whether a solve is one compiled graph.
         options: handed to the backend's solver as they are.
         gradient_options: handed to the gradient method.
 
@@ -75,6 +77,7 @@ class Scheme:
     max_nfe: int | None = None
     per_sample: bool = False
     per_sample_args: bool | Sequence[int] | None = None
+    compile: str | bool = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
     gradient_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -89,6 +92,8 @@ class Scheme:
             raise InputError(f"steps must be a positive integer, got {steps!r}{hint}")
         if self.on_failure not in ON_FAILURE:
             raise InputError(f"on_failure must be one of {', '.join(ON_FAILURE)}, got {self.on_failure!r}")
+        if self.compile not in COMPILE or not isinstance(self.compile, str | bool):
+            raise InputError(f"compile must be 'auto', True or False, got {self.compile!r}")
         _check_budget("max_steps", self.max_steps)
         if self.max_nfe is not None:
             _check_budget("max_nfe", self.max_nfe)

@@ -1,0 +1,120 @@
+"""Compiled solves: a whole solve as one graph, its exact gradient as another; eager where that cannot be."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from odenet.compiled.report import CompileWarning, captured, tell, warn
+from odenet.solvers.problem import Problem
+from odenet.solvers.solution import Solution
+
+if TYPE_CHECKING:
+    from odenet.compiled.walk import Graphs
+
+ENOUGH, SMALL = 2000, 2**16
+
+
+@dataclass
+class Entry:
+    """What is known of the solves of one F by one scheme.
+
+    Attributes:
+        calls: how many there were.
+        graphs: the compiled solve, once there is one.
+        refusal: why there is none, once that is known.
+        warned: whether the user was told the reason.
+    """
+
+    calls: int = 0
+    graphs: Graphs | None = None
+    refusal: str | None = None
+    warned: bool = False
+
+
+_entries: WeakKeyDictionary[Any, dict[Any, Entry]] = WeakKeyDictionary()
+
+
+def solve(problem: Problem) -> Solution | None:
+    """Solve `problem` by a compiled graph, or return None if it is to be walked eagerly.
+
+    With `compile="auto"` that is so for the first 2,000 solves of an F by a scheme, and for states of more than 65,536
+    elements, where the evaluations of F take most of the time.
+    """
+    scheme = problem.scheme
+    if scheme.compile is False:
+        return None
+    F = problem.weights.piece(0) if problem.weights.pieces else None
+    try:
+        entries = _entries.setdefault(F, {})
+    except TypeError:
+        return _refused(problem, Entry(), "F cannot be remembered (it is neither a module nor a plain function)")
+    kind = _kind(problem, F)
+    entry = entries.setdefault(kind, Entry())
+    entry.calls += 1
+    if scheme.compile == "auto" and (entry.calls <= ENOUGH or problem.x0.numel() > SMALL):
+        return None
+    if entry.refusal is not None:
+        return _refused(problem, entry, entry.refusal)
+    from odenet.compiled.scope import compiler_missing, reason
+
+    refusal = reason(problem)
+    if refusal is not None:
+        return _refused(problem, entry, refusal, lasting=False)
+    if entry.graphs is None:
+        refusal = compiler_missing()
+        if refusal is not None:
+            return _refused(problem, entry, refusal)
+        from odenet.compiled.walk import Graphs
+
+        entry.graphs = Graphs(problem)
+    try:
+        return _solved(problem, entry, entry.graphs)
+    except Exception as error:  # errors of F itself come again, eagerly
+        return _refused(problem, entry, captured(error))
+
+
+def _kind(problem: Problem, F: Any) -> tuple[Any, ...]:
+    scheme = problem.scheme
+    training = F.training if isinstance(F, nn.Module) else None
+    return scheme.solver, scheme.adaptive, scheme.controller, scheme.first_step is None, training, problem.x0.dtype
+
+
+def _solved(problem: Problem, entry: Entry, graphs: Graphs) -> Solution | None:
+    from odenet.compiled.scope import Leaves, of_F
+
+    begin, before, leaves = time.perf_counter(), graphs.compilations, Leaves((), (), [])
+    wanted = torch.is_grad_enabled()
+    if wanted:
+        leaves = Leaves.of(problem.weights.piece(0), problem.args)
+        wanted = problem.x0.requires_grad or bool(leaves.tensors)
+    if before == 0 and (refusal := of_F(problem, leaves.tensors)) is not None:
+        return _refused(problem, entry, refusal)
+    walked = graphs.walk(problem, keep=wanted)
+    if graphs.compilations != before:
+        if before > 0 and (refusal := of_F(problem, leaves.tensors)) is not None:
+            return _refused(problem, entry, refusal)
+        tell("a solve", problem, time.perf_counter() - begin)
+    if walked is None:
+        return None
+    if not wanted:
+        return Solution(walked.states, problem.ts, problem.stats)
+    from odenet.compiled.gradient import differentiable
+
+    return Solution(differentiable(problem, graphs, walked, leaves), problem.ts, problem.stats)
+
+
+def _refused(problem: Problem, entry: Entry, refusal: str, lasting: bool = True) -> None:
+    """Walk eagerly; whoever asked for more is told why, once."""
+    entry.refusal = refusal if lasting else None
+    if problem.scheme.compile is True and not entry.warned:
+        entry.warned = True
+        warn(refusal)
+
+
+__all__ = ["CompileWarning", "solve"]

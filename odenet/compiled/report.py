@@ -1,0 +1,39 @@
+"""What the user is told: how long compiling took, and why a solve is walked eagerly."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+from odenet.solvers.problem import Problem
+
+log = logging.getLogger("odenet")
+
+
+class CompileWarning(UserWarning):
+    """A solve that was to be compiled is walked eagerly."""
+
+
+def tell(what: str, problem: Problem, seconds: float) -> None:
+    """Say, once for each graph, how long it took to make it."""
+    log.warning("odenet compiled %s by %s in %.1f s", what, problem.scheme.solver, seconds)
+
+
+def warn(refusal: str) -> None:
+    """Say why a solve with compile=True is walked eagerly."""
+    warnings.warn(f"compile=True, but this solve is walked eagerly: {refusal}", CompileWarning, stacklevel=2)
+
+
+def warn_back(error: Exception) -> None:
+    """Say why the gradient of a compiled solve is walked eagerly."""
+    warnings.warn(
+        f"the gradient of a compiled solve is walked eagerly: {captured(error)}", CompileWarning, stacklevel=2
+    )
+
+
+def captured(error: Exception) -> str:
+    """In a few words why something could not be captured as a graph."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    explained = [line.removeprefix("Explanation:").strip() for line in lines if line.startswith("Explanation:")]
+    first = (explained or lines or [type(error).__name__])[0]
+    return f"F cannot be captured as a graph ({first.rstrip('.')})"

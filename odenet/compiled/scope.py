@@ -1,0 +1,138 @@
+"""What can be compiled, and what is walked eagerly, with the reason."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._C import _functorch  # type: ignore[attr-defined]
+from torch.nn.modules.batchnorm import _NormBase
+
+from odenet.solvers.explicit import ExplicitRungeKutta
+from odenet.solvers.problem import Problem
+from odenet.solvers.registry import solvers
+
+GRADIENTS = ("autograd", "checkpoint", "stagewise")
+MOST_OUTPUTS = 64
+DTYPES = (torch.float32, torch.float64)
+DEVICES = ("cpu", "cuda")
+
+
+def reason(problem: Problem) -> str | None:
+    """Why a problem is not compiled, as the end of a sentence, or None; what F itself does is not looked at."""
+    scheme, x0 = problem.scheme, problem.x0
+    if scheme.backend != "native":
+        return f"the steps of backend={scheme.backend!r} are taken by another library"
+    stepper = solvers[scheme.solver]
+    if type(stepper) is not ExplicitRungeKutta:
+        return f"only explicit Runge-Kutta methods are compiled, not {scheme.solver!r}"
+    if scheme.gradient not in GRADIENTS or scheme.gradient_options:
+        given = f"gradient={scheme.gradient!r}" + (" with gradient_options" if scheme.gradient_options else "")
+        return f"the compiled way back keeps every state, which is not {given}"
+    if problem.weights.pieces != 1 or len(problem.pieces()) != 1:
+        return "F changes along depth (untied weights or jumps), and one graph holds one F"
+    if problem.events or problem.dense:
+        return "events and dense=True look at steps from the host"
+    if type(x0) not in (Tensor, nn.Parameter) or x0.dtype not in DTYPES or x0.device.type not in DEVICES:
+        return f"the state is a {type(x0).__name__} of {x0.dtype} on {x0.device}"
+    if x0.numel() == 0 or x0.dim() == 0 or problem.t0 == problem.t1:
+        return "there is nothing to walk, or the state has no batch"
+    if torch.is_autocast_enabled(x0.device.type):
+        return "autocast is on"
+    if torch.compiler.is_compiling() or _functorch.peek_interpreter_stack() is not None:
+        return "the solve stands inside torch.compile or a torch.func transform"
+    return _adaptive(problem, stepper) if scheme.adaptive else _fixed(problem)
+
+
+def _adaptive(problem: Problem, stepper: ExplicitRungeKutta) -> str | None:
+    scheme = problem.scheme
+    if scheme.norm is not None or any(isinstance(tolerance, Tensor) for tolerance in scheme.tolerances):
+        return "norm and tolerances per element are looked at from the host"
+    if len(problem.landings()[0]) > 1:
+        return "stops are looked at from the host"
+    inside = [t for t in problem.ts if t not in (problem.t0, problem.t1)]
+    if inside and (stepper.tableau.dense is None or not stepper.tableau.fsal):
+        return f"outputs inside the steps of {scheme.solver!r} need more evaluations of F"
+    if len(inside) > MOST_OUTPUTS:
+        return f"more than {MOST_OUTPUTS} outputs inside are cheaper eagerly"
+    return None
+
+
+def _fixed(problem: Problem) -> str | None:
+    ends = {span.t_next for span in problem.spans()} | {problem.t0}
+    if not ends.issuperset(problem.ts):
+        return "outputs of fixed steps have to be ends of steps"
+    return None
+
+
+def of_F(problem: Problem, leaves: list[Tensor]) -> str | None:
+    """Why F cannot be compiled for a problem, found by one evaluation that leaves no trace; or None.
+
+    Args:
+        problem: what is to be solved.
+        leaves: the tensors beside the state that the compiled gradient would be taken for.
+    """
+    from odenet.gradients.inputs import Inputs
+
+    F, x = problem.weights.piece(0), problem.x0.detach()
+    for module in problem.field.found[0]:
+        if isinstance(module, _NormBase) and module.training and module.track_running_stats:
+            return f"F updates running statistics ({type(module).__name__} in training mode)"
+    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+        before = _generator_states(x.device)
+        k = F(problem.field.time(problem.t0), x, *problem.args)
+        after = _generator_states(x.device)
+    if any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+        return "F draws random numbers, of which one draw has to hold for a whole solve"
+    if not torch.is_grad_enabled():
+        return None
+    inputs = Inputs(problem)
+    inputs.observe(0, k)
+    known = set(map(id, leaves))
+    for tensor in inputs.tensors:
+        if id(tensor) not in known:
+            return (
+                f"F uses a tensor of shape {tuple(tensor.shape)} that requires a gradient and is neither a parameter "
+                "of F, an nn.Module, nor handed over in args="
+            )
+    return None
+
+
+def _generator_states(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def compiler_missing() -> str | None:
+    """Why nothing can be compiled on this machine, or None."""
+    from torch._inductor import exc
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, RuntimeError, OSError):
+        return "no C++ compiler was found (install g++ or clang)"
+    return None
+
+
+class Leaves(NamedTuple):
+    """What a compiled gradient is taken for beside the state.
+
+    Attributes:
+        names: of parameters of F.
+        places: of arguments of F.
+        tensors: the parameters, then the arguments.
+    """
+
+    names: tuple[str, ...]
+    places: tuple[int, ...]
+    tensors: list[Tensor]
+
+    @classmethod
+    def of(cls, F: Any, args: tuple[Any, ...]) -> Leaves:
+        """Those that require a gradient."""
+        named = [(n, p) for n, p in F.named_parameters() if p.requires_grad] if isinstance(F, nn.Module) else []
+        places = tuple(i for i, arg in enumerate(args) if isinstance(arg, Tensor) and arg.requires_grad)
+        tensors: list[Tensor] = [*(p for _, p in named), *(args[i] for i in places)]
+        return cls(tuple(name for name, _ in named), places, tensors)
