@@ -12,6 +12,7 @@ from torch import nn
 
 from odenet.compiled.report import CompileWarning, captured, tell, warn
 from odenet.solvers.problem import Problem
+from odenet.solvers.scheme import Scheme
 from odenet.solvers.solution import Solution
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Entry:
     warned: bool = False
 
 
+_declined: set[str] = set()
 _entries: WeakKeyDictionary[Any, dict[Any, Entry]] = WeakKeyDictionary()
 
 
@@ -109,6 +111,13 @@ def _solved(problem: Problem, entry: Entry, graphs: Graphs) -> Solution | None:
     return Solution(differentiable(problem, graphs, walked, leaves), problem.ts, problem.stats)
 
 
+def decline(scheme: Scheme, refusal: str) -> None:
+    """Say why a walk that is never compiled is not, if it was asked for."""
+    if scheme.compile is True and refusal not in _declined:
+        _declined.add(refusal)
+        warn(refusal)
+
+
 def _refused(problem: Problem, entry: Entry, refusal: str, lasting: bool = True) -> None:
     """Walk eagerly; whoever asked for more is told why, once."""
     entry.refusal = refusal if lasting else None
@@ -117,4 +126,4 @@ def _refused(problem: Problem, entry: Entry, refusal: str, lasting: bool = True)
         warn(refusal)
 
 
-__all__ = ["CompileWarning", "solve"]
+__all__ = ["CompileWarning", "decline", "solve"]

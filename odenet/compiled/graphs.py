@@ -60,7 +60,7 @@ def outputs_of(
     weights = dense_weights(tableau, (times - t) / h)
     shape = (-1, *[1] * x.dim())
     total = x.unsqueeze(0)
-    for w, stage in zip(weights, k, strict=True):
+    for w, stage in zip(weights, k, strict=False):
         total = total + (h * w).to(x.dtype).reshape(shape) * stage
     return total
 
@@ -147,9 +147,11 @@ def adaptive(tableau: Tableau, controller: Controller, order: int, estimate: boo
             stages, at = stages_of(f, tableau, s, span, x, k)
             x_next = at if fsal else combination(x, signed.to(x.dtype), tableau.b, stages)
             assert tableau.b_error is not None
-            estimated = combination(None, signed.to(x.dtype), tableau.b_error, stages)
             weight = atol.to(x.dtype) + rtol.to(x.dtype) * torch.maximum(x.abs(), x_next.abs())
-            error = rms(estimated / weight)
+            error = rms(combination(None, signed.to(x.dtype), tableau.b_error, stages) / weight)
+            if tableau.b_coarse is not None:  # as in `ExplicitRungeKutta.error_ratio`
+                coarse = rms(combination(None, signed.to(x.dtype), tableau.b_coarse, stages) / weight)
+                error = torch.where(error == 0, error, error * (error / torch.hypot(error, coarse / 10)))
             finite = torch.isfinite(error)
             ok = finite & ((error <= 1) | (h <= h_min))
             slot = n.to(torch.int64).reshape(1)
@@ -194,7 +196,7 @@ def adaptive(tableau: Tableau, controller: Controller, order: int, estimate: boo
 def fixed(tableau: Tableau) -> Callable[..., Tensor]:
     """A solve over a given grid: a function of F, the grid, the sizes of its steps, x0, F's arguments, 1 or 0 to record
     the states or not, and the place for them; it returns the state at the end."""
-    last = max(i for i, b in enumerate(tableau.b) if b != 0) + 1
+    last = tableau.used
 
     def solve(
         F: Field, grid: Tensor, sizes: Tensor, count: Tensor, x0: Tensor, args: Any, every: Tensor, xs: Tensor
@@ -234,7 +236,7 @@ def backward(tableau: Tableau, names: Sequence[str], dense: bool) -> Callable[..
         far, the parameters, the differentiated and all arguments of F, and the times of outputs with their cotangents;
         it returns a_0 and θ̄.
     """
-    last = max(i for i, b in enumerate(tableau.b) if b != 0) + 1
+    last = tableau.used
 
     def back(
         F: Any, grid: Tensor, sizes: Tensor, xs: Tensor, count: Tensor, a: Tensor, given: tuple[Tensor, ...],

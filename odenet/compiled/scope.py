@@ -52,7 +52,8 @@ def _adaptive(problem: Problem, stepper: ExplicitRungeKutta) -> str | None:
     if len(problem.landings()[0]) > 1:
         return "stops are looked at from the host"
     inside = [t for t in problem.ts if t not in (problem.t0, problem.t1)]
-    if inside and (stepper.tableau.dense is None or not stepper.tableau.fsal):
+    tableau = stepper.tableau
+    if inside and (tableau.dense is None or tableau.dense_c or not tableau.fsal or tableau.stages > tableau.used + 1):
         return f"outputs inside the steps of {scheme.solver!r} need more evaluations of F"
     if len(inside) > MOST_OUTPUTS:
         return f"more than {MOST_OUTPUTS} outputs inside are cheaper eagerly"

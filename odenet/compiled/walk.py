@@ -69,7 +69,7 @@ class Graphs:
         stepper = solvers[scheme.solver]
         assert isinstance(stepper, ExplicitRungeKutta)
         self.tableau, self.compilations, self.capacity = stepper.tableau, 0, FIRST_RECORD
-        self.used = max(i for i, b in enumerate(self.tableau.b) if b != 0) + 1
+        self.used = self.tableau.used
         self._grid: tuple[Any, ...] = ()
         self._backs: dict[tuple[Any, ...], Callable[..., Any]] = {}
         if scheme.adaptive:
