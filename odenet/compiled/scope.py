@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._C import _functorch  # type: ignore[attr-defined]
+from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _NormBase
 
 from odenet.solvers.explicit import ExplicitRungeKutta
@@ -40,8 +41,9 @@ def reason(problem: Problem) -> str | None:
         return "there is nothing to walk, or the state has no batch"
     if torch.is_autocast_enabled(x0.device.type):
         return "autocast is on"
-    if torch.compiler.is_compiling() or _functorch.peek_interpreter_stack() is not None:
-        return "the solve stands inside torch.compile or a torch.func transform"
+    transformed = _functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    if torch.compiler.is_compiling() or transformed:
+        return "the solve stands inside torch.compile, a torch.func transform or forward-mode differentiation"
     return _adaptive(problem, stepper) if scheme.adaptive else _fixed(problem)
 
 
