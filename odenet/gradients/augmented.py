@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from odenet.depth import Constant
 from odenet.gradients.inputs import Inputs, vjp
@@ -82,18 +83,22 @@ class Augmented(VectorField):
         f, stats = self.problem.field.piece(self.number), self.problem.stats
 
         def evaluate(t: float, z: Tensor) -> Tensor:
-            x, a, *_ = self.unpack(z.detach())
+            # An implicit method differentiates what it solves.
+            taped = torch.is_grad_enabled() and z.requires_grad
+            dual = forward_ad.unpack_dual(z).tangent is not None if _forward_mode() else False
+            x, a, *_ = self.unpack(z if taped or dual else z.detach())
             with torch.enable_grad():
-                leaf = x.detach().requires_grad_()
+                leaf = x if taped else x.requires_grad_() if dual else x.detach().requires_grad_()
                 k = f(t, leaf)
             stats.vjps += 1
             slopes: list[Tensor | None] = [None] * (1 + len(self.tensors))
             if k.requires_grad:
                 self.inputs.check(self.number, [k], leaf)
-                slopes = list(vjp([k], [leaf, *self.tensors], [-a], keep=self.inputs.computed))
+                keep = self.inputs.computed or taped
+                slopes = list(vjp([k], [leaf, *self.tensors], [-a], keep=keep, create_graph=taped))
             self.used.update(i for i, slope in enumerate(slopes[1:]) if slope is not None)
             self.products = slopes[1:]
-            return self.pack([k.detach(), *(slopes if self.carried else slopes[:1])])
+            return self.pack([k if taped or dual else k.detach(), *(slopes if self.carried else slopes[:1])])
 
         return evaluate
 
@@ -123,6 +128,11 @@ class Augmented(VectorField):
             return value if not isinstance(value, Tensor) else float(value)
         flat = value.expand(self.problem.x0.shape).reshape(-1)
         return torch.cat([flat, flat, flat.min().expand(sum(self.sizes[2:]))])
+
+
+def _forward_mode() -> bool:
+    """Whether something is being differentiated in forward mode."""
+    return forward_ad._current_level >= 0
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -18,6 +18,12 @@ from tests.oracles.problems import LINEAR_X0, A
 METHODS = backends["native"].methods()
 WALKS_BACK = [name for name in METHODS if not solvers[name].partitioned]
 EXPLICIT = [name for name in WALKS_BACK if isinstance(solvers[name], ExplicitRungeKutta)]
+QUICK = ("euler", "rk4", "fehlberg45", "dopri5", "ab3", "abm4", "alf", "reversible_heun")
+
+
+def quick_or_slow(names):
+    """All methods; the quick tests take one of each kind."""
+    return [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in names]
 
 
 def linear(solver="dopri5", t1=1.0, ts=None, options=None, **numerics):
@@ -38,7 +44,7 @@ def linear(solver="dopri5", t1=1.0, ts=None, options=None, **numerics):
     return error, solution.stats
 
 
-@pytest.mark.parametrize("solver", WALKS_BACK)
+@pytest.mark.parametrize("solver", quick_or_slow(WALKS_BACK))
 def test_the_error_falls_with_the_order_of_the_solver(solver):
     steps = (10, 20, 40) if METHODS[solver].order > 4 else (20, 40, 80)
     errors = [linear(solver, steps=n)[0] for n in steps]
@@ -61,7 +67,7 @@ def test_the_error_follows_the_tolerance_on_trajectories_in_both_directions(opti
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
-@pytest.mark.parametrize("solver", EXPLICIT)
+@pytest.mark.parametrize("solver", quick_or_slow(EXPLICIT))
 def test_quadrature_is_the_method_itself_on_what_does_not_feed_back(solver, adaptive):
     if adaptive and not METHODS[solver].adaptive:
         return
