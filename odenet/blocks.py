@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from odenet.depth import Constant, DepthWeights, Kind, weights_over_depth
 from odenet.errors import InputError
+from odenet.regularisers import check_regularisers, penalised
 from odenet.run import run
 from odenet.solve import make_scheme
 from odenet.solvers import Scheme, Solution, Stats
@@ -31,13 +32,24 @@ class Block(nn.Module):
         weights: F with its weights over depth, the only holder of parameters.
         scheme: how depth is walked.
         stats: what the last forward pass did, and its backward pass once that has run.
+        regularisers: names and factors; integrated in training mode, where gradients are enabled.
+        penalty: their sum over the last such pass, a 0-d tensor, until `take_penalties` takes it.
     """
 
-    def __init__(self, weights: DepthWeights, scheme: Scheme, t0: float, t1: float):
+    def __init__(
+        self,
+        weights: DepthWeights,
+        scheme: Scheme,
+        t0: float,
+        t1: float,
+        regularisers: Mapping[str, float] | None = None,
+    ):
         super().__init__()
         self.weights, self.scheme = weights, scheme
         self.t0, self.t1 = host_time("t0", t0), host_time("t1", t1)
         self.stats = Stats()
+        self.regularisers = check_regularisers(regularisers)
+        self.penalty: Tensor | None = None
         if scheme.steps is not None and scheme.steps % weights.pieces:
             raise InputError(
                 f"steps={scheme.steps} would step across the knots of {weights.pieces} pieces of weights; take a "
@@ -108,9 +120,16 @@ class Block(nn.Module):
 
     def solution(self, x: Tensor, ts: Any = None, args: tuple[Any, ...] = (), dense: bool = False) -> Solution:
         """The whole answer of a solve; see `odenet.solve`."""
-        solution = run(self.weights, x, (self.t0, self.t1), self.scheme, ts, args, dense)
+        interval = self.t0, self.t1
+        if self.regularisers and self.training and torch.is_grad_enabled() and not dense:
+            solution, self.penalty = penalised(self.weights, x, interval, self.scheme, self.regularisers, ts, args)
+        else:
+            solution = run(self.weights, x, interval, self.scheme, ts, args, dense)
         self.stats = solution.stats
         return solution
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "penalty": None}  # it belongs to a graph, which cannot be copied
 
     def continuous(
         self,
@@ -227,6 +246,7 @@ class ResNet(Block):
         compile: "auto", True or False, as in `odenet.solve`.
         options: handed to torchdiffeq's solver.
         gradient_options: handed to the gradient method.
+        regularisers: names (see `odenet.list_regularisers`) and factors, for `take_penalties`.
 
     Raises:
         InputError: an argument that cannot be used.
@@ -249,6 +269,7 @@ class ResNet(Block):
         compile: str | bool = "auto",
         options: Mapping[str, Any] | None = None,
         gradient_options: Mapping[str, Any] | None = None,
+        regularisers: Mapping[str, float] | None = None,
     ):
         if steps is None:
             raise InputError("a ResNet needs its number of steps; give steps=N, or use ODEBlock with rtol and atol")
@@ -263,7 +284,7 @@ class ResNet(Block):
             options=options or {},
             gradient_options=gradient_options or {},
         )
-        super().__init__(weights_over_depth(F, weights, steps), scheme, t0, t1)
+        super().__init__(weights_over_depth(F, weights, steps), scheme, t0, t1, regularisers)
 
 
 class ODEBlock(Block):
@@ -286,6 +307,7 @@ class ODEBlock(Block):
         compile: "auto", True or False, as in `odenet.solve`.
         options: handed to torchdiffeq's solver.
         gradient_options: handed to the gradient method.
+        regularisers: names (see `odenet.list_regularisers`) and factors, for `take_penalties`.
         **numerics: per_sample, per_sample_args, step_size, grid, controller, h_min, h_max, norm, stops and jumps, as in
             `odenet.solve`.
 
@@ -314,6 +336,7 @@ class ODEBlock(Block):
         compile: str | bool = "auto",
         options: Mapping[str, Any] | None = None,
         gradient_options: Mapping[str, Any] | None = None,
+        regularisers: Mapping[str, float] | None = None,
         **numerics: Any,
     ):
         scheme = make_scheme(
@@ -332,7 +355,7 @@ class ODEBlock(Block):
             gradient_options=gradient_options or {},
             **numerics,
         )
-        super().__init__(weights_over_depth(F, weights, steps), scheme, t0, t1)
+        super().__init__(weights_over_depth(F, weights, steps), scheme, t0, t1, regularisers)
 
 
 def blocks_of(module: nn.Module) -> list[Block]:
@@ -345,4 +368,12 @@ def collect_stats(module: nn.Module) -> Stats:
     return Stats.total(block.stats for block in blocks_of(module))
 
 
-__all__ = ["Block", "ODEBlock", "ResNet", "blocks_of", "collect_stats"]
+def take_penalties(module: nn.Module) -> list[Tensor]:
+    """The regularisers of the last forward pass of every block that has some, each once: terms for the loss."""
+    taken = [block.penalty for block in blocks_of(module) if block.penalty is not None]
+    for block in blocks_of(module):
+        block.penalty = None
+    return taken
+
+
+__all__ = ["Block", "ODEBlock", "ResNet", "blocks_of", "collect_stats", "take_penalties"]

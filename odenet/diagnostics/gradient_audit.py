@@ -132,9 +132,12 @@ def audit_gradients(
         raise InputError(f"{type(network).__name__} holds no ResNet and no ODEBlock whose gradient could be audited")
     task = _Task(network, x.detach(), loss or (lambda y: y.abs().square().mean()))
     used, own = blocks[0].scheme.gradient, [block.scheme for block in blocks]
+    regularisers = [block.regularisers for block in blocks]  # no part of the loss that is differentiated here
     found: list[MethodAudit] = []
     names = [name for name in methods or gradients if gradients[name]]
     try:
+        for block in blocks:
+            block.regularisers = {}
         truths = _Truths(task, own)
         for name in names:
             given = (options or {}).get(name)
@@ -144,8 +147,8 @@ def audit_gradients(
             except (OdenetError, RuntimeError) as error:
                 found.append(MethodAudit(name, note=str(error).splitlines()[0]))
     finally:
-        for block, scheme in zip(blocks, own, strict=True):
-            block.scheme = scheme
+        for block, scheme, factors in zip(blocks, own, regularisers, strict=True):
+            block.scheme, block.regularisers = scheme, factors
     measured = [m for m in found if not m.note]
     if not measured:
         raise InputError(f"no gradient method could be measured: {found[0].note}")

@@ -145,7 +145,7 @@ def narrowed(config: DictConfig, data: DataSet, residual: Callable[..., Any], ta
 
 def _network(config: DictConfig, data: DataSet, residual: Callable[..., Any], block: Mapping[str, Any]) -> nn.Module:
     parts: dict[str, Any] = {}
-    for choice in (config.depth, config.solver, config.gradient):
+    for choice in (config.depth, config.solver, config.gradient, config.regulariser):
         parts |= {str(key): build(value) if isinstance(value, DictConfig) else value for key, value in choice.items()}
     if "compile" in config:
         parts["compile"] = config.compile

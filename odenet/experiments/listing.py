@@ -9,10 +9,11 @@ from odenet.data import datasets
 from odenet.depth import depth_weights
 from odenet.experiments.config import config_folder
 from odenet.gradients import gradients
+from odenet.regularisers import regularisers
 from odenet.residual import residuals
 from odenet.solvers import backends
 
-GROUPS = ("model", "network", "data", "optimizer", "schedule", "continuation", "trainer", "experiment")
+GROUPS = ("model", "network", "data", "regulariser", "optimizer", "schedule", "continuation", "trainer", "experiment")
 
 
 def list_everything(console: Console) -> None:
@@ -27,6 +28,10 @@ def list_everything(console: Console) -> None:
     for name, method in gradients.items():
         exact = "yes" if method.exact else "no"
         table.add_row(name, exact, ", ".join(method.backends), method.memory, method.reference)
+    console.print(table)
+    table = _table("regularisers", "regulariser", "what")
+    for name, regulariser in regularisers.items():
+        table.add_row(name, _first_line(regulariser))
     console.print(table)
     table = _table("residual functions F(t, x)", "residual", "what")
     for name, residual in residuals.items():

@@ -103,6 +103,10 @@ class Solution:
         """State at the last time, of x0's shape and structure."""
         return self._unpack(self.states[-1]) if self._unpack else self.states[-1]
 
+    def unpacked(self, x: Tensor) -> Any:
+        """One of `states` in x0's structure."""
+        return self._unpack(x) if self._unpack else x
+
     def __call__(self, t: float) -> Any:
         """x(t) by the method's dense output, of x0's shape and structure.
 

@@ -173,7 +173,7 @@ def _train_epoch(
     report: Report,
 ) -> dict[str, Any]:
     """One pass over the training set; `wrapped` is `model` as Fabric runs it (precision, DDP)."""
-    from odenet.blocks import collect_stats
+    from odenet.blocks import collect_stats, take_penalties
 
     seed = derived_seed(settings.seed, epoch, fabric.global_rank, 1)
     generator = torch.Generator(fabric.device).manual_seed(seed)
@@ -197,6 +197,8 @@ def _train_epoch(
 
         logits = classify(wrapped, x)
         loss = cross_entropy(logits, y)
+        for penalty in take_penalties(model):
+            loss = loss + penalty
         value, lr = loss.item(), optimizer.param_groups[0]["lr"]
         if not math.isfinite(value):
             raise RunError(
@@ -237,9 +239,12 @@ def _train_epoch(
 
 
 def _measure(fabric: Fabric, model: nn.Module, x: Tensor, y: Tensor) -> float:
+    from odenet.blocks import take_penalties
+
     def loss() -> Tensor:
         with fabric.autocast():
-            return cross_entropy(classify(model, fabric.strategy.precision.convert_input(x)), y)
+            loss = cross_entropy(classify(model, fabric.strategy.precision.convert_input(x)), y)
+            return sum(take_penalties(model), loss)
 
     return saved_bytes(model, loss)
 

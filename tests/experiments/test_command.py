@@ -59,7 +59,7 @@ def test_every_experiment_composes(odenet, name):
     assert odenet("compare", f"experiment={name}", "--cfg", "job").status == 0
 
 
-@pytest.mark.parametrize("group", ["solver", "gradient", "depth", "residual", "optimizer", "schedule"])
+@pytest.mark.parametrize("group", ["solver", "gradient", "depth", "residual", "regulariser", "optimizer", "schedule"])
 def test_every_choice_of_a_group_trains(odenet, group):
     for path in sorted((config_folder() / group).glob("*.yaml")):
         words = [f"{group}={path.stem}", "trainer.epochs=1"]

@@ -1,0 +1,16 @@
+"""The registry of regularisers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from odenet.registry import Registry
+
+Pull = Callable[[Tensor], Tensor]
+Integrand = Callable[[Tensor, Pull, Tensor], Tensor]
+
+regularisers: Registry[Integrand] = Registry("regulariser")
+"""Each a function (k, pull, probe) -> (batch,) of k = F(t, x), pull(v) = vᵀ ∂F/∂x, and a random ±1 tensor like x, drawn
+once for a solve."""
