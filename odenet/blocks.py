@@ -48,7 +48,7 @@ class Block(nn.Module):
         self.weights, self.scheme = weights, scheme
         self.t0, self.t1 = host_time("t0", t0), host_time("t1", t1)
         self.stats = Stats()
-        self.regularisers = check_regularisers(regularisers)
+        self.regularisers = check_regularisers(regularisers, scheme)
         self.penalty: Tensor | None = None
         if scheme.steps is not None and scheme.steps % weights.pieces:
             raise InputError(

@@ -27,11 +27,12 @@ class Penalised(DepthWeights):
 
     def __init__(self, weights: DepthWeights, names: Sequence[str], probe: Tensor):
         super().__init__()
-        self.weights, self.names, self.probe, self.knots = weights, names, probe, weights.knots
+        self.weights, self.names, self.probe = weights, names, probe
+        self.knots, self.varies = weights.knots, weights.varies
 
-    def piece(self, index: int) -> PenalisedFunction:
+    def piece(self, index: int, t0: float = 0.0, t1: float = 1.0) -> PenalisedFunction:
         """F' on piece `index`."""
-        return PenalisedFunction(self.weights.piece(index), self.names, self.probe)
+        return PenalisedFunction(self.weights.piece(index, t0, t1), self.names, self.probe)
 
 
 class PenalisedFunction:
@@ -96,13 +97,19 @@ def penalised(
     return solution, (each * each.new_tensor(list(factors.values()))).sum()
 
 
-def check_regularisers(factors: Mapping[str, float] | None) -> dict[str, float]:
+def check_regularisers(factors: Mapping[str, float] | None, scheme: Scheme) -> dict[str, float]:
     """The factors, checked.
+
+    Args:
+        factors: of the regularisers, by name.
+        scheme: how depth is walked.
 
     Raises:
         UnknownNameError: there is no such regulariser.
-        InputError: a factor is not a non-negative number.
+        InputError: a factor is not a non-negative number, or samples have steps of their own.
     """
+    if factors and scheme.per_sample:
+        raise InputError("regularisers are integrated over steps that all samples share; leave out per_sample or them")
     for name, factor in (factors or {}).items():
         regularisers[name]
         if not isinstance(factor, int | float) or isinstance(factor, bool) or not 0 <= factor < float("inf"):

@@ -150,3 +150,5 @@ def test_unknown_names_and_factors_are_errors():
         odenet.ResNet(Linear(), 3, regularisers={"kinetik": 1.0})
     with pytest.raises(InputError, match="factor of regulariser 'kinetic' must be a non-negative number, got -1"):
         odenet.ResNet(Linear(), 3, regularisers={"kinetic": -1})
+    with pytest.raises(InputError, match="steps that all samples share"):
+        odenet.ODEBlock(Linear(), per_sample=True, regularisers={"kinetic": 1.0})
