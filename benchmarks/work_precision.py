@@ -21,7 +21,7 @@ from tests.oracles.detest import DETEST, reference
 FIGURE = Path(__file__).resolve().parents[1] / "docs" / "figures" / "work_precision.png"
 PROBLEMS = ("B1", "E2", "D3", "C5")
 TOLERANCES = [10.0**-k for k in range(2, 13)]
-MOST = 30_000  # calls of F; a method's line ends there
+MOST = 12_000  # calls of F; a method's line ends there
 # One colour for each order, and one pattern for each method of it.
 LINES = {
     "adaptive_heun": Line("#999933"),

@@ -121,7 +121,7 @@ def solve(
             be shorter.
         grid: ends of the steps of a fixed-step method, from t0 to t1, instead of `steps`.
         first_step: size of the first adaptive step; None to have it estimated.
-        controller: how adaptive steps are picked: "I", "PI", "PI3333", "PI4020", "H211PI", "PID", or a
+        controller: how adaptive steps are picked: "I", "PI", "PI3333", "PI4020", "PI6020", "H211PI", "PID", or a
             `odenet.solvers.Controller`.
         h_min: smallest adaptive step; at that size a step is accepted whatever its error (`stats.forced` counts them).
         h_max: largest adaptive step.

@@ -70,6 +70,7 @@ controllers.add("I", Controller())
 controllers.add("PI", Controller((0.7, -0.4, 0.0)))
 controllers.add("PI3333", Controller((2 / 3, -1 / 3, 0.0)))
 controllers.add("PI4020", Controller((3 / 5, -1 / 5, 0.0)))
+controllers.add("PI6020", Controller((4 / 5, -1 / 5, 0.0)))
 controllers.add("H211PI", Controller((1 / 6, 1 / 6, 0.0)))
 controllers.add("PID", Controller((1 / 18, 1 / 9, 1 / 18)))  # Söderlind's H312PID
 

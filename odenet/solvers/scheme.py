@@ -17,7 +17,7 @@ from odenet.solvers.registry import backends, solvers
 from odenet.solvers.times import host_times
 
 DEFAULT_TOLERANCE = 1e-3
-DEFAULT_CONTROLLER = "I"
+DEFAULT_CONTROLLER = "PI6020"
 ON_FAILURE = ("raise", "status")
 COMPILE = ("auto", True, False)
 FIXED_BY = ("steps", "step_size", "grid")

@@ -9,7 +9,9 @@ from torch import nn
 import odenet
 from odenet.errors import InputError, SolveError
 from odenet.solvers import Controller, controllers, solvers
+from odenet.solvers.scheme import DEFAULT_CONTROLLER
 from tests.oracles import PROBLEMS, Counted
+from tests.oracles.detest import DETEST, reference
 
 ADAPTIVE = [name for name, solver in solvers.items() if solver.adaptive]
 FIXED = [name for name, solver in solvers.items() if not solver.partitioned]
@@ -304,3 +306,20 @@ def test_a_solve_that_succeeds_has_status_success_whatever_on_failure_says():
     assert solution.status == "success" and solution.error is None
     broken = odenet.solve(lambda t, x: x * float("nan"), LINEAR.x0, on_failure="status")
     assert broken.times == [0.0] and torch.equal(broken.last, LINEAR.x0) and broken.stats.accepted == 0
+
+
+def test_the_default_controller_rejects_less_than_an_i_controller_for_about_the_same_work():
+    """Four problems of DETEST at 1e-5."""
+    totals = {}
+    for name in ("I", DEFAULT_CONTROLLER):
+        calls, rejected = 0, 0
+        for problem in (p for p in DETEST if p.name in ("B1", "B4", "D3", "E2")):
+            F = lambda t, y, problem=problem: problem.F(t, y, torch)  # noqa: E731
+            y0 = torch.tensor(problem.y0, dtype=torch.float64)
+            solution = odenet.solve(F, y0, (0, 20), rtol=1e-5, atol=1e-5, controller=name)
+            exact = reference(problem.name, (20.0,))[0]
+            assert float(abs(solution.last.numpy() - exact).max()) < 1e-2
+            calls, rejected = calls + solution.stats.nfe, rejected + solution.stats.rejected
+        totals[name] = calls, rejected
+    (calls, rejected), (i_calls, i_rejected) = totals[DEFAULT_CONTROLLER], totals["I"]
+    assert rejected < 0.8 * i_rejected and calls < 1.05 * i_calls
