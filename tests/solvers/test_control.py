@@ -149,7 +149,7 @@ def test_steps_of_the_largest_size_land_on_the_end_although_their_sum_is_rounded
     solution = odenet.solve(
         lambda t, x: -1e-3 * x, x, (0.4, 0.0), rtol=1e-3, atol=1e-3, h_max=0.1, first_step=0.1, per_sample=per_sample
     )
-    assert int(torch.as_tensor(solution.stats.accepted).max()) == 4
+    assert solution.stats.accepted == 4 * (len(x) if per_sample else 1)
     torch.testing.assert_close(solution.last, x * math.exp(4e-4), rtol=1e-9, atol=0)
 
 
