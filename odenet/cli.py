@@ -1,6 +1,6 @@
-"""The command `odenet`: compare, train, evaluate, list.
+"""The command `odenet`: compare, train, evaluate, diagnose, list.
 
-Each of the first three is a Hydra application on the packaged configs, with all of Hydra's flags. Errors are one
+All but the last are Hydra applications on the packaged configs, with all of Hydra's flags. Errors are one
 sentence and exit status 2.
 """
 
@@ -22,6 +22,7 @@ odenet: residual networks as numerical integrators
   odenet evaluate run=PATH solver=rk4 steps=20
                                           the trained weights of a run under another solver
   odenet audit run=PATH                   every gradient method on a trained network: error, memory, time
+  odenet diagnose run=PATH                is the trained network of a run an ODE?
   odenet list                             solvers, gradients, residual functions, data sets, configs
 
   odenet COMMAND --help                   the groups and keys of a command

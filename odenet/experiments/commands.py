@@ -42,6 +42,13 @@ def audit(config: DictConfig) -> None:
     audit(config, console())
 
 
+def diagnose(config: DictConfig) -> None:
+    """`odenet diagnose`."""
+    from odenet.experiments.diagnose import diagnose
+
+    diagnose(config, console())
+
+
 class Command(NamedTuple):
     """A command: what runs it, and where its primary config is."""
 
@@ -54,4 +61,5 @@ COMMANDS = {
     "train": Command(train, config_folder),
     "audit": Command(audit, config_folder),
     "evaluate": Command(evaluate, lambda: config_folder() / "evaluate"),  # apart: its solver= is a name, not a group
+    "diagnose": Command(diagnose, lambda: config_folder() / "diagnose"),
 }

@@ -102,7 +102,16 @@ def _walk(config: DictConfig) -> dict[str, Any] | None:
 
 
 def networks_of(folder: Path, chosen: str | None) -> list[tuple[str, DictConfig, Path]]:
-    """(name, config, folder) of the networks of a run."""
+    """(name, config, folder) of the networks of a run that have been trained.
+
+    Args:
+        folder: the run folder.
+        chosen: of a comparison, one contender; None for all.
+
+    Raises:
+        RunError: there is no run or no trained network.
+        InputError: no such contender.
+    """
     config = read_config(folder)
     if config["command"] == "train":
         if chosen is not None:

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from odenet.data import datasets
 from odenet.depth import depth_weights
+from odenet.diagnostics import diagnostics
 from odenet.experiments.config import config_folder
 from odenet.gradients import gradients
 from odenet.regularisers import regularisers
@@ -17,7 +18,7 @@ GROUPS = ("model", "network", "data", "regulariser", "optimizer", "schedule", "c
 
 
 def list_everything(console: Console) -> None:
-    """Print solvers, gradients, residual functions, depth weights, data sets and config groups."""
+    """Print solvers, gradients, residual functions, depth weights, diagnostics, data sets and config groups."""
     for name, backend in backends.items():
         table = _table(f"solvers, backend={name}", "solver", "order", "steps", "reference")
         for solver, method in backend.methods().items():
@@ -40,6 +41,10 @@ def list_everything(console: Console) -> None:
     table = _table("weights over depth", "weights", "what")
     for name, weights in depth_weights.items():
         table.add_row(name, _first_line(weights))
+    console.print(table)
+    table = _table("diagnostics (odenet diagnose run=PATH)", "diagnostic", "formula", "reference")
+    for name, entry in diagnostics.items():
+        table.add_row(name, entry.formula, entry.reference)
     console.print(table)
     table = _table("data sets", "data", "what")
     for name, dataset in datasets.items():

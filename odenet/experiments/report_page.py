@@ -149,7 +149,7 @@ def html(page: Page) -> str:
     body += ["<ul>", *(f"<li>{escape(sentence)}</li>" for sentence in findings(page.results)), "</ul>"]
     body += ["<h2>Results</h2>", _html_table(page.results)]
     for picture in page.pictures:
-        image = f'<img src="{_inline(picture.files)}" alt="{escape(picture.title)}">'
+        image = f'<img src="{inline(picture.files)}" alt="{escape(picture.title)}">'
         body.append(f"<h2>{escape(picture.title)}</h2>")
         body.append(f"<figure>{image}<figcaption>{escape(picture.caption)}</figcaption></figure>")
     body += ["<h2>How this was measured</h2>", "<dl>"]
@@ -179,7 +179,7 @@ def _html_row(row: Mapping[str, str]) -> str:
     return f"<tr>{''.join(f'<td>{escape(row[column.heading])}</td>' for column in TABLE_COLUMNS)}</tr>"
 
 
-def _inline(files: Mapping[str, Path]) -> str:
+def inline(files: Mapping[str, Path]) -> str:
     """A figure as a data URI: the drawing, or the pixels where the drawing is too large."""
     svg = files["svg"].read_bytes()
     if len(svg) <= LARGEST_SVG:

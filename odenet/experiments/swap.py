@@ -8,54 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from odenet.blocks import Block, ODEBlock, blocks_of
+from odenet.blocks import Block, blocks_of
 from odenet.data import DataSet
-from odenet.depth import DepthWeights, PiecewiseConstant, reestimate_statistics
-from odenet.errors import InputError, OdenetError
-from odenet.models import swap_blocks
+from odenet.depth import reestimate_statistics
+from odenet.errors import OdenetError
+from odenet.models.swap import label_of, rewalk, swap_blocks
 from odenet.solvers import Scheme
 from odenet.training import Evaluation, evaluate
 
 Cell = dict[str, Any]
-
-
-def label_of(walk: Mapping[str, Any]) -> str:
-    """A solver as a column's heading: "Euler 8", "dopri5 1e-3"."""
-    name = "Euler" if walk["solver"] == "euler" else walk["solver"]
-    if walk.get("steps") is not None:
-        return f"{name} {walk['steps']}"
-    rtol = walk.get("rtol")
-    return name if rtol is None else f"{name} {rtol:.0e}".replace("e-0", "e-")
-
-
-def rewalk(block: Block, walk: Mapping[str, Any]) -> tuple[Block, str]:
-    """A block that shares its weights with `block` and walks them another way.
-
-    Untied weights walked with fewer steps than layers keep every k-th layer: Euler with the weights read at the start
-    of each step.
-
-    Args:
-        block: the block as trained.
-        walk: solver, steps or rtol and atol, and backend.
-
-    Returns:
-        The new block, and a note on what was left out, if anything.
-
-    Raises:
-        InputError: a walk that this block cannot take.
-    """
-    weights, note = block.weights, ""
-    steps = walk.get("steps")
-    if steps is not None and weights.pieces > 1 and steps < weights.pieces:
-        weights, note = _every(weights, steps)
-    return ODEBlock(weights, t0=block.t0, t1=block.t1, gradient="autograd", **walk), note
-
-
-def _every(weights: DepthWeights, steps: int) -> tuple[DepthWeights, str]:
-    if not isinstance(weights, PiecewiseConstant) or weights.pieces % steps:
-        raise InputError(f"{weights.pieces} layers cannot be walked in {steps} steps: {steps} does not divide them")
-    stride = weights.pieces // steps
-    return weights.every(stride), f"every {stride}{'nd' if stride == 2 else 'th'} layer"
 
 
 def trained_with(scheme: Scheme, walk: Mapping[str, Any]) -> bool:
