@@ -59,11 +59,16 @@ def test_every_experiment_composes(odenet, name):
     assert odenet("compare", f"experiment={name}", "--cfg", "job").status == 0
 
 
+IMAGES = ("conv", "bottleneck")  # residual functions that take images only
+
+
 @pytest.mark.parametrize("group", ["solver", "gradient", "depth", "residual", "regulariser", "optimizer", "schedule"])
 def test_every_choice_of_a_group_trains(odenet, group):
     for path in sorted((config_folder() / group).glob("*.yaml")):
         words = [f"{group}={path.stem}", "trainer.epochs=1"]
-        if group == "residual" and path.stem != "mlp":
+        if path.stem == "augmented":
+            words += ["network.augment=1"]
+        if group == "residual" and path.stem in IMAGES:
             words += [
                 "data=digits",
                 "network=image",
@@ -72,6 +77,8 @@ def test_every_choice_of_a_group_trains(odenet, group):
                 "network.widths=[4]",
             ]
             base = [w for w in TRAIN if not w.startswith("data") and not w.startswith("trainer.batch")]
+        elif group == "residual":
+            base = [w for w in TRAIN if not w.startswith("residual")]
         else:
             base = TRAIN
         if path.stem == "untied":
