@@ -78,7 +78,7 @@ class SampleRecord:
             return
         memory = step.trial.given.tensors
         fresh = step.fresh if memory else None
-        self.rounds.append(Round(step.f.samples, step.f.segments, step.spans.host, fresh, takes, len(memory)))
+        self.rounds.append(Round(step.f.samples, step.f.segments, step.spans.host[:2], fresh, takes, len(memory)))
         self.kept += [step.trial.x, *memory]
 
     def redo(self, number: int, x: Tensor, memory: Sequence[Tensor]) -> tuple[Trial, Rows, list[tuple[Take, Tensor]]]:

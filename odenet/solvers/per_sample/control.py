@@ -47,11 +47,12 @@ def on_host(x: Tensor) -> Tensor:
 
 def factors(controller: Controller, errors: Sequence[Tensor], order: int) -> Tensor:
     """`Controller.factor` for each sample; an error that is not known yet counts as 1."""
-    factor: Any = 1.0
+    factor: Tensor | None = None
     for error, exponent in zip(errors, controller.exponents, strict=False):
         if exponent:
-            factor = power(error.clamp(min=LEAST), -exponent / order).mul_(factor)
-    if not isinstance(factor, Tensor):
+            part = power(error.clamp(min=LEAST), -exponent / order)
+            factor = part if factor is None else factor.mul_(part)
+    if factor is None:
         factor = torch.ones_like(errors[0])
     return factor.mul_(controller.safety).clamp_(controller.shrink, controller.grow)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,14 +72,13 @@ class Fallible(Walkers):
         advice = "F may be singular or stiff there; loosen rtol and atol or use a fixed-step solver"
         return StepUnderflowError("the step became too small to change t", **self._numbers(row, size), advice=advice)
 
-    def _note_nonfinite(self, ok: Tensor, trial: Trial, size: Tensor) -> None:
+    def _note_nonfinite(self, worst: float, trial: Trial, size: Tensor) -> None:
         """Remember which samples gave NaN or infinity, how often in a row, and where it came from."""
-        assert self.error is not None
-        bad = ~self.error.isfinite()
         before, self.broken = self.broken, {}
-        if not bool(bad.any()):
+        if math.isfinite(worst) or self.error is None:
             return
         self.field.settle()
+        bad = ~self.error.isfinite()
         for row in bad.nonzero()[:, 0].tolist():
             sample = int(self.samples[row])
             count = before.get(sample, (0, None))[0] + 1

@@ -98,6 +98,14 @@ class SampleField(VectorField):
             finally:
                 self.settle()
 
+    def explain(self, error: Exception, x: Tensor) -> None:
+        """Add to an error of F what may have caused it."""
+        if x.shape[0] < self.batch:
+            error.add_note(
+                f"per_sample=True: F was called with {x.shape[0]} of {self.batch} samples; tensors that belong to "
+                "samples go through args=, named in per_sample_args"
+            )
+
     def evaluate(self, piece: int, t: Tensor, x: Tensor, args: tuple[Any, ...]) -> Tensor:
         """F on a piece of weights for the rows of x at their times."""
         if self.observer is None or piece in self._seen:
@@ -118,11 +126,7 @@ class SampleField(VectorField):
         try:
             k = self._checked(self.consistency.call(piece, lambda: F(t, x, *args)), x)
         except Exception as error:
-            if x.shape[0] < self.batch:
-                error.add_note(
-                    f"per_sample=True: F was called with {x.shape[0]} of {self.batch} samples; tensors that belong to "
-                    "samples go through args=, named in per_sample_args"
-                )
+            self.explain(error, x)
             raise
         if unknown and self.consistency.is_random(piece):
             raise InputError(
@@ -151,6 +155,8 @@ class Rows:
         whole = len(samples) == field.batch
         self.index = None if whole else samples.to(field.device, non_blocking=True)
         self.args = field.args if self.index is None or not field.own_args else field.rows_of(self.index)
+        self._alone = self.pieces[0] if self._order is None and table.shown is None else None
+        self._F = field.weights.piece(self.pieces[0])
         self._shown = table.shown and tuple(part[samples, segments].to(field.device) for part in table.shown)
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
@@ -159,6 +165,19 @@ class Rows:
         if self.calls == 0:
             field._counted.append(self)
         self.calls += 1
+        if self._alone is not None and field.observer is None and field.consistency.plain[self._alone]:
+            if field.recomputing:
+                field.stats.nfe_backward += 1
+            else:
+                field.stats.nfe += 1
+            try:
+                k = self._F(t if t.dtype == field.time_dtype else t.to(field.time_dtype), x, *self.args)
+            except Exception as error:
+                field.explain(error, x)
+                raise
+            if isinstance(k, Tensor) and k.shape == x.shape and k.dtype == x.dtype and k.device == field.device:
+                return k
+            return field._checked(k, x)
         if self._shown:
             first, after, last, before = self._shown
             t = torch.where(t == first, after, torch.where(t == last, before, t))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -54,6 +55,8 @@ class Walk(Fallible):
         self.watcher = SampleWatcher(problem.events) if problem.events else None
         self.dense = Dense(self.stepper, problem.sign, problem.x0, problem.t0) if problem.dense else None
         self.hits: list[tuple[SampleHit, int]] = []
+        self.bounded = scheme.h_min > 0 or scheme.h_max < math.inf
+        self.forwards = bool((problem.sign > 0).all())
         self.rejected: list[Tensor] = []
         self.forced: list[Tensor] = []
 
@@ -80,58 +83,71 @@ class Walk(Fallible):
 
     def round(self) -> None:
         """Every sample tries one step."""
-        h = self.h
-        if self.scheme.h_min > 0 or self.scheme.h_max < torch.inf:
-            h = self.h = h.clamp(self.scheme.h_min, self.scheme.h_max)
-        left = (self.end - self.t).abs()
-        lands = (h * STRETCH >= left) & ((h >= left) | (left <= self.scheme.h_max + self.resolution))
-        t_next = torch.where(lands, self.end, self.t + self.sign * h)
-        size = (t_next - self.t).abs()
+        h = self.h = self.h.clamp(self.scheme.h_min, self.scheme.h_max) if self.bounded else self.h
+        left = self.end - self.t if self.forwards else (self.end - self.t).abs()
+        lands = h * STRETCH >= left
+        if self.bounded:
+            lands &= (h >= left) | (left <= self.scheme.h_max + self.resolution)
+        t_next = torch.where(lands, self.end, self.t + (h if self.forwards else self.sign * h))
+        spans = Spans(self.t, t_next, self.x)
+        size = spans.host[2] if self.forwards else spans.host[2].abs()
         if self._check(size):
             return
         self._complete_first()
-        span: Any = Spans(self.t, t_next, self.x)
         calls = self.f.calls
-        trial = self.stepper.step(self.f, span, self.x, self.memory, self.first, error=True)
+        trial = self.stepper.step(self.f, cast(Any, spans), self.x, self.memory, self.first, error=True)
         self.cost = self.f.calls - calls
         self.rounds += 1
         with torch.no_grad():
             weight = scale(self.x.detach(), self.rtol, self.atol, trial.x_next.detach())
             error = self.error = on_host(self.stepper.error_ratio(trial.error, weight, self.norm))
+        worst = float(error.max())
+        ok = None if worst <= 1 else self._acceptable(error, h)
+        factor = factors(self.controller, [error, *self.past], self.order)
+        if ok is not None:
+            if self.past or not math.isfinite(worst):
+                factor = torch.where(ok, factor, retries(self.controller, error, self.order))
+            self.rejected.append(self.samples[~ok])
+            self._note_nonfinite(worst, trial, size)
+        elif self.broken:
+            self.broken = {}
+        if self.past:
+            self._remember(error, ok)
+        self.h = size * factor
+        landed = lands if ok is None else lands & ok
+        landing = bool(landed.any())
+        if landing:
+            self.h = torch.where(landed, torch.maximum(h, self.h), self.h)
+        if ok is None or bool(ok.any()):
+            self._accept(trial, ok, landed if landing else None, size)
+        else:
+            self.first, self.known, self.uses_first = trial.first, None, trial.first is not None
+        if self.broken:
+            self._stop_broken()
+
+    def _acceptable(self, error: Tensor, h: Tensor) -> Tensor | None:
+        """Which steps are accepted; None if all are."""
         ok = error <= 1
         if self.scheme.h_min > 0:
             over = (h <= self.scheme.h_min) & (error > 1) & error.isfinite()
             self.forced.append(self.samples[over])
             ok = ok | over
-        factor = factors(self.controller, [error, *self.past], self.order)
-        everything = bool(ok.all())
-        if not everything:
-            factor = torch.where(ok, factor, retries(self.controller, error, self.order))
-            self.rejected.append(self.samples[~ok])
-            self._note_nonfinite(ok, trial, size)
-        elif self.broken:
-            self.broken = {}
-        if self.past:
-            newest = torch.where(ok, error.clamp(min=LEAST_ERROR), self.past[0])
-            self.past = [newest, *(torch.where(ok, a, b) for a, b in zip(self.past, self.past[1:], strict=False))]
-        self.h = torch.where(lands & ok, torch.maximum(h, size * factor), size * factor)
-        if everything:
-            self._accept(trial, None, lands, size)
-        elif bool(ok.any()):
-            self._accept(trial, ok, lands & ok, size)
-        else:
-            self.first, self.known, self.uses_first = trial.first, None, trial.first is not None
-        self._stop_broken()
+        return None if bool(ok.all()) else ok
 
-    def _accept(self, trial: Trial, ok: Tensor | None, landed: Tensor, size: Tensor) -> None:
-        """Go to the ends of accepted steps: of all, or of those in `ok`."""
+    def _remember(self, error: Tensor, ok: Tensor | None) -> None:
+        """The errors of the last accepted steps."""
+        newest, before = [error.clamp(min=LEAST_ERROR), *self.past], self.past
+        self.past = newest[:-1] if ok is None else [torch.where(ok, a, b) for a, b in zip(newest, before, strict=False)]
+
+    def _accept(self, trial: Trial, ok: Tensor | None, landed: Tensor | None, size: Tensor) -> None:
+        """Go to the ends of accepted steps: of all, or of those in `ok`; those in `landed` are where they had to be."""
         spans: Any = trial.span
         t_next: Tensor = spans.host[1]
         rows = None if ok is None else ok.nonzero()[:, 0]
         samples = self.samples if rows is None else self.samples[rows]
         self.each.history.append((samples, size if rows is None else size[rows]))
-        gone = torch.zeros_like(landed)
-        if bool(landed.any()):
+        gone = None
+        if landed is not None:
             self.segment = self.segment + landed
             gone = landed & (self.segment == self.table.count[self.samples])
         taken: Step | None = None
@@ -140,15 +156,16 @@ class Walk(Fallible):
         if self._wanted(samples, t_next if rows is None else t_next[rows]):
             taken = taken or self._step(trial, rows)
             gone = self._look(taken, rows, gone)
-        elif self.outputs.only_ends and bool(gone.any()):
+        elif self.outputs.only_ends and gone is not None:
             self.outputs.ends(self.samples[gone], trial.x_next.index_select(0, self._device(gone.nonzero()[:, 0])))
         self._move(trial, ok, rows, taken)
         self.t = t_next if ok is None else torch.where(ok, t_next, self.t)
-        self.fresh = torch.zeros_like(self.fresh) if ok is None else self.fresh & ~ok
-        if bool(gone.any()):
-            landed = landed[~gone]
+        if self.memory.tensors:
+            self.fresh = torch.zeros_like(self.fresh) if ok is None else self.fresh & ~ok
+        if gone is not None and bool(gone.any()):
+            landed = None if landed is None else landed[~gone]
             self._keep(~gone)
-        if bool(landed.any()):
+        if landed is not None and bool(landed.any()):
             self.end = self.table.end[self.samples, self.segment]
             new = landed & self.table.fresh[self.samples, self.segment]
             self.f = self.field.on(self.samples, self.segment)
@@ -181,7 +198,7 @@ class Walk(Fallible):
         )
         return whole, Step(f, step, self.fresh[rows])
 
-    def _look(self, step: Step, rows: Tensor | None, gone: Tensor) -> Tensor:
+    def _look(self, step: Step, rows: Tensor | None, gone: Tensor | None) -> Tensor | None:
         """Take what is wanted from accepted steps; which of all rows are gone after them."""
         hits = [] if self.watcher is None else self.watcher.hits(self.stepper, step)
         until = step.spans.host[1].clone()
@@ -196,8 +213,8 @@ class Walk(Fallible):
         takes += self._take_events(step, hits)
         if self.dense is not None:
             self.dense.add(step, until)
-        finished = (gone if rows is None else gone[rows]) & ~ended
-        if self.outputs.only_ends and bool(finished.any()):
+        if self.outputs.only_ends and gone is not None:
+            finished = (gone if rows is None else gone[rows]) & ~ended
             at = finished.nonzero()[:, 0]
             x = step.trial.x_next.index_select(0, self._device(at))
             takes.append(Take(at, None, self.outputs.ends(step.f.samples[at], x)))
@@ -205,9 +222,9 @@ class Walk(Fallible):
             self.watch(step, takes)
         if not hits:
             return gone
-        if rows is None:
-            return gone | ended
-        return gone.index_put((rows[ended],), torch.tensor(True))
+        out = torch.zeros_like(self.samples, dtype=torch.bool) if gone is None else gone.clone()
+        out[ended if rows is None else rows[ended]] = True
+        return out
 
     def _take_events(self, step: Step, hits: Sequence[SampleHit]) -> list[Take]:
         """The states at events."""

@@ -15,13 +15,14 @@ class Spans:
         x: the state there, for shape, dtype and device.
 
     Attributes:
+        host: t, t_next and t_next - t on the host.
         h: t_next - t in the state's precision, of a shape that broadcasts against the state.
     """
 
     def __init__(self, t: Tensor, t_next: Tensor, x: Tensor):
-        self.host = t, t_next
         self._shape, self._dtype = (-1, *(1,) * (x.dim() - 1)), x.dtype.to_real()
         step = t_next - t
+        self.host = t, t_next, step
         if x.device.type != "cpu":
             wide = torch.float32 if x.device.type == "mps" else torch.float64
             t, t_next, step = torch.stack([t, t_next, step]).to(x.device, wide, non_blocking=True)
@@ -41,7 +42,8 @@ class Spans:
         spans = object.__new__(Spans)
         spans._shape, spans._dtype = self._shape, self._dtype
         host = index.cpu()
-        spans.host = self.host[0].index_select(0, host), self.host[1].index_select(0, host)
+        t, t_next, step = (part.index_select(0, host) for part in self.host)
+        spans.host = t, t_next, step
         for name in ("t", "t_next", "step", "h"):
             setattr(spans, name, getattr(self, name).index_select(0, index))
         return spans
