@@ -149,7 +149,7 @@ class Rows:
         self.field, self.samples, self.segments, self.calls = field, samples, segments, 0
         table = field.timetable
         pieces = table.weights[samples, segments] if field.weights.pieces > 1 else torch.zeros(1, dtype=torch.long)
-        self.pieces: list[int] = pieces.unique().tolist()
+        self.pieces: list[int] = pieces.unique().tolist() or [0]
         self._groups = [(pieces == piece).nonzero()[:, 0].to(field.device) for piece in self.pieces]
         self._order = torch.cat(self._groups).argsort() if len(self._groups) > 1 else None
         whole = len(samples) == field.batch
