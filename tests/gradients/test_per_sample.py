@@ -8,6 +8,7 @@ import odenet
 from odenet.depth import PiecewiseConstant
 from odenet.gradients import gradients
 from odenet.solvers import solvers
+from tests.oracles.families import marks
 
 METHODS = [name for name, method in gradients.items() if hasattr(method, "solve_samples")]
 ABLE = [name for name, stepper in solvers.items() if stepper.per_sample and stepper.adaptive]
@@ -59,7 +60,7 @@ def alone(solver, pieces, ts, sample):
 @pytest.mark.parametrize("gradient", METHODS)
 @pytest.mark.parametrize(
     ("solver", "pieces", "inside"),
-    [*((solver, 1, True) for solver in ABLE), ("dopri5", 1, False), ("dopri5", 3, True), ("reversible_heun", 3, True)],
+    [*(pytest.param(name, 1, True, marks=marks(name)) for name in ABLE), ("dopri5", 1, False), ("dopri5", 3, True), ("reversible_heun", 3, True)],
 )
 def test_the_gradient_is_the_sum_of_those_of_each_sample_alone(gradient, solver, pieces, inside):
     F, (x0, drive, shared) = make(pieces)

@@ -12,8 +12,10 @@ from torch import nn
 import odenet
 from odenet.depth import PiecewiseConstant
 from odenet.solvers import solvers
+from tests.oracles.families import marks
 
 ABLE = [name for name, stepper in solvers.items() if stepper.per_sample and stepper.adaptive]
+EACH = [pytest.param(name, marks=marks(name)) for name in ABLE]
 MU = torch.tensor([1.0, 30.0, 4.0, 100.0, 11.0], dtype=torch.float64)
 VDP = {"rtol": 1e-6, "atol": 1e-6, "per_sample": True, "per_sample_args": (0,)}
 
@@ -66,7 +68,7 @@ def test_van_der_pol_of_mixed_stiffness_is_what_scipy_says_and_costs_what_each_c
     assert mixed.status == ["success"] * 5
 
 
-@pytest.mark.parametrize("solver", ABLE)
+@pytest.mark.parametrize("solver", EACH)
 def test_a_sample_is_the_same_to_the_last_bit_whatever_else_is_in_its_batch(solver):
     c = torch.tensor([[0.5], [8.0], [-2.0], [3.0], [0.1], [20.0], [1.0]], dtype=torch.float64)
     c = c if hasattr(solvers[solver], "tableau") else c / 8  # the reversible ones are not stable on more
@@ -173,7 +175,7 @@ def test_outputs_shared_or_each_its_own_and_dense_output():
         shared(0.1)
 
 
-@pytest.mark.parametrize("solver", ABLE)
+@pytest.mark.parametrize("solver", EACH)
 def test_outputs_inside_steps_cost_each_sample_what_they_cost_it_alone(solver):
     x0, c = (
         torch.linspace(0.1, 0.9, 4, dtype=torch.float64)[:, None],
