@@ -1,7 +1,7 @@
 """A batch of mixed stiffness, solved sample by sample: odenet against torchode, torchdiffeq and diffrax under vmap.
 
 Van der Pol's equation with mu from 1 to 100 in one batch. Every library takes Dormand and Prince's method of order 5 at
-the same tolerance, in float64. Measurements alternate between the libraries; medians, and ratios to odenet, are printed.
+the same tolerance, in float64. Measurements alternate between the libraries; it prints medians, and ratios to odenet.
 
     OMP_NUM_THREADS=1 python benchmarks/per_sample.py                  # the table, and what it was measured on
     python benchmarks/per_sample.py --batch 256 --repeats 5 --t1 2

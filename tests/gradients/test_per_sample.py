@@ -60,7 +60,12 @@ def alone(solver, pieces, ts, sample):
 @pytest.mark.parametrize("gradient", METHODS)
 @pytest.mark.parametrize(
     ("solver", "pieces", "inside"),
-    [*(pytest.param(name, 1, True, marks=marks(name)) for name in ABLE), ("dopri5", 1, False), ("dopri5", 3, True), ("reversible_heun", 3, True)],
+    [
+        *(pytest.param(name, 1, True, marks=marks(name)) for name in ABLE),
+        ("dopri5", 1, False),
+        ("dopri5", 3, True),
+        ("reversible_heun", 3, True),
+    ],
 )
 def test_the_gradient_is_the_sum_of_those_of_each_sample_alone(gradient, solver, pieces, inside):
     F, (x0, drive, shared) = make(pieces)

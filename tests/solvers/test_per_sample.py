@@ -1,6 +1,8 @@
 """Every sample with its own steps: independent of its batch, counted row by row, ended and failed one by one."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -396,3 +398,15 @@ def test_statistics_of_blocks_add_up_sample_by_sample():
     assert [len(h) for h in total.samples.h] == total.samples.accepted.tolist()
     assert total.accepted == int(total.samples.accepted.sum())
     assert math.isclose(float(total.samples.h[2].sum()), 2.0, rel_tol=1e-12)
+
+
+def test_what_the_page_shows_runs():
+    page = (Path(__file__).parents[2] / "docs" / "per_sample.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(compile(first, "per_sample.md", "exec"), names)
+    nfe = names["sol"].stats.samples.nfe
+    assert int(nfe[-1]) == int(nfe.max()) > 3 * int(nfe.min())  # the stiffest sample costs the most, and only itself
+    exec(compile(second, "per_sample.md", "exec"), names)
+    nfe = names["block"].stats.samples.nfe
+    assert len(nfe) == 32 and int(nfe.min()) < int(nfe.max())
