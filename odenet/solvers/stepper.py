@@ -77,15 +77,16 @@ class Trial:
     inner: Trial | None = None
     further: list[Tensor] | None = None
 
-    def rows(self, index: Tensor) -> Trial:
+    def rows(self, rows: Tensor) -> Trial:
         """The same step of some of the samples, where each has a span of its own.
 
         Args:
-            index: which, (n,) on the state's device.
+            rows: which, (n,) on the host.
         """
+        index = rows.to(self.x.device, non_blocking=True)
         pick = lambda part: part.index_select(0, index) if isinstance(part, Tensor) else part  # noqa: E731
         parts: dict[str, Any] = {entry.name: tree_map(pick, getattr(self, entry.name)) for entry in fields(self)}
-        return Trial(**parts | {"span": parts["span"].rows(index)})
+        return Trial(**parts | {"span": parts["span"].rows(rows, index)})
 
 
 class Stepper:

@@ -18,6 +18,8 @@ from odenet.solvers.grid import Piece
 from odenet.solvers.per_sample.timetable import Timetable
 from odenet.solvers.stats import Stats
 
+UNSETTLED = 32
+
 
 class SampleField(VectorField):
     """F over all pieces of weights, for any of the samples.
@@ -156,13 +158,15 @@ class Rows:
         self.index = None if whole else samples.to(field.device, non_blocking=True)
         self.args = field.args if self.index is None or not field.own_args else field.rows_of(self.index)
         self._alone = self.pieces[0] if self._order is None and table.shown is None else None
-        self._F = field.weights.piece(self.pieces[0])
+        self._F = field.weights.piece(self.pieces[0], *field._interval)
         self._shown = table.shown and tuple(part[samples, segments].to(field.device) for part in table.shown)
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         """F(t, x), times (rows,) in float64, the state (rows, ...)."""
         field = self.field
         if self.calls == 0:
+            if len(field._counted) == UNSETTLED:
+                field.settle()
             field._counted.append(self)
         self.calls += 1
         if self._alone is not None and field.observer is None and field.consistency.plain[self._alone]:

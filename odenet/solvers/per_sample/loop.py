@@ -182,11 +182,11 @@ class Walk(Fallible):
         """The accepted ones among tried steps."""
         if rows is None:
             return Step(self.f, trial, self.fresh)
-        return Step(self.f.select(rows), trial.rows(self._device(rows)), self.fresh[rows])
+        return Step(self.f.select(rows), trial.rows(rows), self.fresh[rows])
 
     def _again(self, trial: Trial, rows: Tensor) -> tuple[Trial, Step]:
         """The accepted steps without the others, whose NaN or infinity must not come near the tape."""
-        f, index, part = self.f.select(rows), self._device(rows), trial.rows(self._device(rows))
+        f, index, part = self.f.select(rows), self._device(rows), trial.rows(rows)
         step = self.stepper.step(f, part.span, part.x, part.given, part.first, error=True)
         put = lambda old, new: old.index_copy(0, index, new)  # noqa: E731
         pairs = zip(self.memory.tensors, step.memory.tensors, strict=True)

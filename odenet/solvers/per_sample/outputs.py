@@ -147,7 +147,7 @@ class Interior:
         self.stepper, self.rows, self.device = stepper, rows, step.trial.x.device
         whole = len(rows) == len(step.f.samples)
         self.f = step.f if whole else step.f.select(rows)
-        self.part = step.trial if whole else step.trial.rows(rows.to(self.device))
+        self.part = step.trial if whole else step.trial.rows(rows)
         if step.end_known is not None and not bool(step.end_known[rows].all()):
             self.part = replace(self.part, end=None)
 

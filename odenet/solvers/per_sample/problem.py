@@ -14,6 +14,7 @@ from odenet.errors import InputError
 from odenet.solvers.events import Event
 from odenet.solvers.per_sample.field import SampleField
 from odenet.solvers.per_sample.timetable import Timetable
+from odenet.solvers.problem import transforms
 from odenet.solvers.registry import solvers
 from odenet.solvers.scheme import Scheme
 from odenet.solvers.stats import SampleStats, Stats
@@ -63,6 +64,16 @@ class SampleProblem:
         if x0.dtype.itemsize < 4 and torch.is_autocast_enabled(x0.device.type):
             x0 = x0.float()
         scheme.check_dtype(x0.dtype)
+        if x0.dtype.itemsize < 4:
+            raise InputError(
+                f"per_sample=True needs a state of at least 32 bits, got {x0.dtype}; F may run in low precision under "
+                "torch.autocast"
+            )
+        if transforms():
+            raise InputError(
+                "per_sample=True looks at each sample's error, which torch.func's transforms do not allow; call it "
+                "outside of them, or give a fixed-step solver steps=N"
+            )
         for event in events:
             if event.update is not None:
                 raise InputError(

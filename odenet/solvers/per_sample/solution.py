@@ -73,6 +73,16 @@ class SampleSolution(Solution):
         return self.unpack(ys, 1) if self.unpack else ys
 
     @property
+    def states(self) -> Any:
+        """The states at each of `ts`, packed if they are trees."""
+        return list(self._gather(self._slots.flatten()).reshape(*self._slots.shape, *self.values.shape[1:]))
+
+    @property
+    def times(self) -> Any:
+        """`ts` as a list: numbers, or lists of one for each sample."""
+        return self.ts.tolist()
+
+    @property
     def ts(self) -> Tensor:
         """Times of the states, float64: (len(ts),) where the samples share them, else (len(ts), batch)."""
         if self.outputs.only_ends:

@@ -37,12 +37,11 @@ class Spans:
         """Where times lie in the steps, in units of h from their starts, of h's shape."""
         return ((t - self.t) / self.step).to(self._dtype).reshape(self._shape)
 
-    def rows(self, index: Tensor) -> Spans:
-        """The spans of some of the samples; `index` is on the state's device."""
+    def rows(self, rows: Tensor, index: Tensor) -> Spans:
+        """The spans of some of the samples: which, on the host and on the state's device."""
         spans = object.__new__(Spans)
         spans._shape, spans._dtype = self._shape, self._dtype
-        host = index.cpu()
-        t, t_next, step = (part.index_select(0, host) for part in self.host)
+        t, t_next, step = (part.index_select(0, rows) for part in self.host)
         spans.host = t, t_next, step
         for name in ("t", "t_next", "step", "h"):
             setattr(spans, name, getattr(self, name).index_select(0, index))
