@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class OdenetError(Exception):
@@ -84,6 +85,20 @@ class NonFiniteStateError(SolveError):
     """The state itself overflowed or became NaN."""
 
     status = "nonfinite_state"
+
+
+class NonlinearSolveError(SolveError):
+    """The equations of an implicit step could not be solved.
+
+    Attributes:
+        residual: size of the last correction of Newton's method, in units of what was asked for.
+    """
+
+    status = "nonlinear_solve"
+
+    def __init__(self, what: str, *, residual: float, **numbers: Any):
+        self.residual = residual
+        super().__init__(f"{what} (last correction {residual:.3g} times what was asked for)", **numbers)
 
 
 class StepUnderflowError(SolveError):

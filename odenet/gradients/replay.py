@@ -133,7 +133,7 @@ def differentiable_again(
     record: Record, x0: Tensor, tensors: tuple[Tensor, ...], cotangents: Cotangents
 ) -> tuple[Tensor | None, ...]:
     """The same gradients with a graph of their own, for second derivatives: all steps again, on the tape."""
-    start = [x0]
+    start = [x0 if x0.requires_grad else x0.detach().requires_grad_()]
     states = [x0] * len(cotangents)
     with record.problem.field.recompute():
         for number, due in enumerate(record.due()):

@@ -69,7 +69,7 @@ class VectorField:
             nonlocal unseen
             if inside:
                 t = inside.get(t, t)
-            if unseen:
+            if unseen and not torch.is_grad_enabled():
                 k = self._observed(F, index, t, x)
                 unseen = not k.requires_grad
                 return k.detach()

@@ -10,7 +10,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from odenet.errors import NonFiniteFunctionError, NonFiniteStateError, SolveError, StepBudgetError, StepUnderflowError
+from odenet.errors import (
+    NonFiniteFunctionError,
+    NonFiniteStateError,
+    NonlinearSolveError,
+    SolveError,
+    StepBudgetError,
+    StepUnderflowError,
+)
 from odenet.solvers.control import first_step, rms, scale
 from odenet.solvers.events import Hit, Watcher
 from odenet.solvers.problem import Problem, transforms
@@ -21,6 +28,7 @@ from odenet.solvers.stepper import NOTHING, Evaluate, Span, Stepper, Trial
 NONFINITE_RETRIES = 10
 STRETCH = 1.01
 LEAST_ERROR = 1e-4
+UNSOLVED_SHRINK = 0.25
 Walk = Iterator[tuple[Evaluate, Trial]]
 Watch = Callable[[Trial], None]
 
@@ -162,6 +170,8 @@ def _fixed(problem: Problem, stepper: Stepper) -> Walk:
             f = problem.field.piece(piece)
             memory = stepper.start(f, span.t, x) if begins else memory
         trial = stepper.step(f, span, x, memory, first)
+        if not trial.converged:
+            raise _unsolved_error(trial, problem.stats.nfe)
         yield f, trial
         x, first, memory = trial.x_next, trial.end, trial.memory
 
@@ -198,10 +208,17 @@ def _adaptive(problem: Problem, stepper: Stepper) -> Walk:
                 field.consistency.mark()
                 trial = stepper.step(f, span, x, memory, first, error=True)
                 first = trial.first
-                with torch.no_grad():
-                    weight = scale(x.detach(), rtol, atol, trial.x_next.detach())
-                    error = float(stepper.error_ratio(trial.error, weight, norm))
-                if not math.isfinite(error):
+                if trial.converged:
+                    with torch.no_grad():
+                        weight = scale(x.detach(), rtol, atol, trial.x_next.detach())
+                        error = float(stepper.error_ratio(trial.error, weight, norm))
+                else:
+                    error = trial.residual
+                if not trial.converged and math.isfinite(error):
+                    control.unsolved(trial)
+                    field.consistency.undo()
+                    h = abs(span.h) * UNSOLVED_SHRINK
+                elif not math.isfinite(error):
                     control.nonfinite(trial, error)
                     field.consistency.undo()
                     h = abs(span.h) * control.controller.shrink
@@ -271,11 +288,20 @@ class _StepControl:
         if abs(span.h) <= self.resolution:
             if self.broken is not None and self.error is not None and not math.isfinite(self.error):
                 raise _nonfinite_error(self.broken, self.stats.nfe, self.error)
+            if self.broken is not None and not self.broken.converged and self.error is None:
+                raise _unsolved_error(self.broken, self.stats.nfe)
             raise StepUnderflowError(
                 "the step became too small to change t",
                 **numbers,
                 advice="F may be singular or stiff there; loosen rtol and atol or use a fixed-step solver",
             )
+
+    def unsolved(self, trial: Trial) -> None:
+        """Count a trial whose equations could not be solved; raise where a smaller step is not allowed."""
+        self.broken, self.error = trial, None
+        self.stats.rejected += 1
+        if abs(trial.span.h) <= self.problem.scheme.h_min:
+            raise _unsolved_error(trial, self.stats.nfe)
 
     def nonfinite(self, trial: Trial, error: float) -> None:
         """Count a trial that gave NaN or infinity; raise when smaller steps do not help."""
@@ -300,6 +326,20 @@ def _nonfinite_error(trial: Trial, nfe: int, error: float | None) -> NonFiniteFu
         sample=_sample(trial.x_next),
         **numbers,
         advice="the dynamics grow too fast for this step or this dtype",
+    )
+
+
+def _unsolved_error(trial: Trial, nfe: int) -> SolveError:
+    """The equations of a step could not be solved, or F gave NaN or infinity on the way."""
+    if not math.isfinite(trial.residual):
+        return _nonfinite_error(trial, nfe, None)
+    return NonlinearSolveError(
+        "Newton's method could not solve the equations of the step",
+        t=trial.span.t,
+        h=trial.span.h,
+        nfe=nfe,
+        residual=trial.residual,
+        advice="take smaller steps or an adaptive solver, or look for kinks in F",
     )
 
 

@@ -101,7 +101,7 @@ class Problem:
     @cached_property
     def stepper(self) -> Stepper:
         """The native method that takes the steps; a gradient method may put a reversible form of it here."""
-        stepper = solvers[self.scheme.solver]
+        stepper = solvers[self.scheme.solver].prepare(self)
         return stepper if self.callbacks is None else self.callbacks.watch(stepper)
 
     def after(self, hit: Hit, x: Tensor, ts: list[float]) -> Problem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from odenet.registry import Registry
-from odenet.solvers import multistep, reversible, symplectic
+from odenet.solvers import implicit, multistep, reversible, symplectic
 from odenet.solvers.explicit import ExplicitRungeKutta
 from odenet.solvers.stepper import Stepper
 from odenet.solvers.tableaus import TABLEAUS
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 solvers: Registry[Stepper] = Registry("solver")
 for _name, _tableau in TABLEAUS.items():
     solvers.add(_name, ExplicitRungeKutta(_tableau))
-for _method in (*multistep.METHODS, *reversible.METHODS, *symplectic.METHODS):
+for _method in (*multistep.METHODS, *reversible.METHODS, *symplectic.METHODS, *implicit.METHODS):
     solvers.add(_method.name, _method)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
+
+if TYPE_CHECKING:
+    from odenet.solvers.problem import Problem
 
 Evaluate = Callable[[Any, Tensor], Tensor]
 
@@ -60,6 +63,7 @@ class Trial:
         memory: what the next step is to be given.
         first: F(span.t, x), once it is known.
         converged: False if the step's equations could not be solved.
+        residual: then, what was left of them, in units of what was asked for.
         inner: the step of the method that this one's method is a form of.
         further: values of F that the dense output needs beside the stages, once they are known.
     """
@@ -76,6 +80,7 @@ class Trial:
     converged: bool = True
     inner: Trial | None = None
     further: list[Tensor] | None = None
+    residual: float = 0.0
 
     def rows(self, rows: Tensor) -> Trial:
         """The same step of some of the samples, where each has a span of its own.
@@ -115,6 +120,10 @@ class Stepper:
     def adaptive(self) -> bool:
         """Whether it can pick its own steps."""
         return self.error_order is not None
+
+    def prepare(self, problem: Problem) -> Stepper:
+        """The method with what it has to know of a solve."""
+        return self
 
     def check(self, x0: Tensor) -> None:
         """Raise `InputError` if the method cannot take a state of this shape."""

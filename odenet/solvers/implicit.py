@@ -1,0 +1,164 @@
+"""The step of an implicit Runge-Kutta method, for any tableau."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from odenet.solvers.control import rms
+from odenet.solvers.explicit import combine
+from odenet.solvers.implicit_function import attach
+from odenet.solvers.implicit_tableaus import IMPLICIT, ImplicitTableau
+from odenet.solvers.newton import Dense, Equations, Krylov, Precision, Solved, linear_solver, newton
+from odenet.solvers.reach import reachable
+from odenet.solvers.stepper import NOTHING, Evaluate, Memory, Span, Stepper, Trial
+
+if TYPE_CHECKING:
+    from odenet.solvers.problem import Problem
+
+
+class ImplicitRungeKutta(Stepper):
+    """x_next from x, for the tableau it was given, by Newton's method.
+
+    Stages are solved one after the other where the tableau is lower triangular, else together. An adaptive solve solves
+    them to a thousandth of its tolerance, a fixed step to rounding. Gradients are those of the solved equations.
+
+    Args:
+        tableau: of the method.
+        companion: takes the steps of which a stage would lie outside of the piece of depth; of the same order.
+    """
+
+    def __init__(self, tableau: ImplicitTableau, companion: ImplicitRungeKutta | None = None):
+        self.tableau, self.companion = tableau, companion
+        self.name, self.order, self.reference = tableau.name, tableau.order, tableau.reference
+        self.error_order = tableau.error_order
+        self._problem: Problem | None = None
+        self._precision = Precision(None, rms)
+
+    def prepare(self, problem: Problem) -> ImplicitRungeKutta:
+        """This method with what a solve asks for: its tolerances, and the tensors that F uses."""
+        prepared, scheme = copy.copy(self), problem.scheme
+        prepared._problem = problem
+        prepared._precision = Precision(scheme.tolerances if scheme.adaptive else None, scheme.norm or rms)
+        if self.companion is not None:
+            prepared.companion = self.companion.prepare(problem)
+        return prepared
+
+    def step(
+        self,
+        f: Evaluate,
+        span: Span,
+        x: Tensor,
+        memory: Memory = NOTHING,
+        first: Tensor | None = None,
+        error: bool = False,
+    ) -> Trial:
+        """One step over `span`; `converged` is False if its equations could not be solved."""
+        if self.companion is not None and self._leaves_the_piece(span):
+            return self.companion.step(f, span, x, memory, first, error)
+        tableau, linear = self.tableau, linear_solver(x)
+        explicit = tableau.explicit_first
+        if first is None and (explicit or (error and tableau.error_first)):
+            first = f(span.t, x)
+        k: list[Tensor] = []
+        for group in [range(tableau.stages)] if tableau.coupled else [range(i, i + 1) for i in range(tableau.stages)]:
+            if explicit and not k:
+                assert first is not None
+                k.append(first)
+                continue
+            solved, equations = self._solve(f, span, x, k, group, linear)
+            if not solved.converged:
+                reached = combine(equations.base.detach(), span.h, equations.a[-1], list(solved.K))
+                stages = list(solved.value.detach())
+                return Trial(
+                    span, x, reached, stages, given=memory, first=first, converged=False, residual=solved.residual
+                )
+            k += self._attached(equations, solved, span)
+        x_next = combine(x, span.h, tableau.b, k)
+        estimate = self._estimate(f, span, x, first, k, linear) if error else None
+        return Trial(span, x, x_next, k, estimate, given=memory, first=first)
+
+    def _solve(
+        self, f: Evaluate, span: Span, x: Tensor, k: Sequence[Tensor], group: range, linear: Dense | Krylov
+    ) -> tuple[Solved, Equations]:
+        """The stages of a group, from those before them."""
+        tableau = self.tableau
+        base = combine(x, span.h, tableau.a[group[0]][: len(k)], k)
+        rows = [tableau.a[i][group[0] : group[-1] + 1] for i in group]
+        equations = Equations(f, [span.at(tableau.c[i]) for i in group], base, span.h, rows)
+        with torch.no_grad():
+            guess = torch.stack([k[-1].detach() if k else torch.zeros_like(x) for _ in group])
+        return newton(equations, guess, linear, self._precision), equations
+
+    def _attached(self, equations: Equations, solved: Solved, span: Span) -> list[Tensor]:
+        """The stages with their gradient."""
+        if not torch.is_grad_enabled():
+            return list(solved.K)
+
+        def again(K: Tensor, base: Tensor) -> Tensor:
+            with self._recomputation():
+                return equations._replace(base=base)(K)
+
+        tensors = self._tensors(span)
+        return list(attach(again, solved.K, solved.at, solved.value, equations.base, tensors))
+
+    @torch.no_grad()
+    def _estimate(
+        self, f: Evaluate, span: Span, x: Tensor, first: Tensor | None, k: list[Tensor], linear: Dense | Krylov
+    ) -> Tensor | None:
+        """The local error."""
+        tableau = self.tableau
+        if tableau.b_error is None:
+            return None
+        estimate = combine(None, span.h, tableau.b_error, k)
+        if tableau.error_first:
+            assert first is not None
+            estimate = torch.add(estimate, first, alpha=span.h * tableau.error_first)
+        if tableau.filter is None:
+            return estimate
+        return linear.filtered(Equations(f, [span.t], x, span.h, ((tableau.filter,),)), tableau.filter, estimate)
+
+    def interpolate(self, f: Evaluate, trial: Trial, t: float) -> Tensor:
+        """x(t) inside a step, by the collocation polynomial, else by Hermite's cubic."""
+        if self.companion is not None and len(trial.stages) != self.tableau.stages:
+            return self.companion.interpolate(f, trial, t)
+        if self.tableau.dense is None:
+            return super().interpolate(f, trial, t)
+        theta = (t - trial.span.t) / trial.span.h
+        weights = [sum(p * theta ** (j + 1) for j, p in enumerate(row)) for row in self.tableau.dense]
+        return combine(trial.x, trial.span.h, weights, trial.stages)
+
+    def end_slope(self, f: Evaluate, trial: Trial) -> Tensor:
+        """The last stage where it is the slope there: F itself would magnify what is left of its equation."""
+        return trial.stages[-1] if self.tableau.stiffly_accurate else super().end_slope(f, trial)
+
+    def _leaves_the_piece(self, span: Span) -> bool:
+        end = span.t_next if self._problem is None else self._problem.pieces()[span.piece][1]
+        furthest = span.t + max(self.tableau.c) * span.h
+        return (furthest - end) * span.h > 0
+
+    def _tensors(self, span: Span) -> list[Tensor]:
+        """What F uses on this piece of depth and a gradient is wanted of."""
+        problem = self._problem
+        if problem is None:
+            return []
+        found: dict[int, Any] = {id(t): t for t in (*problem.field.found[span.piece], *reachable(problem.args))}
+        return [t for t in found.values() if isinstance(t, Tensor) and t.requires_grad]
+
+    def _recomputation(self) -> AbstractContextManager[None]:
+        if self._problem is None or self._problem.field.recomputing:
+            return contextlib.nullcontext()
+        return self._problem.field.recompute()
+
+
+_companions = {"kvaerno5": "radau5"}
+METHODS = [
+    ImplicitRungeKutta(tableau, ImplicitRungeKutta(IMPLICIT[_companions[name]]) if name in _companions else None)
+    for name, tableau in IMPLICIT.items()
+]

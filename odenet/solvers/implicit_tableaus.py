@@ -1,0 +1,198 @@
+"""Butcher tableaus of the implicit Runge-Kutta methods, as data.
+
+    k_i = F(t + c_i h, x + h Σ_j a_ij k_j),   x⁺ = x + h Σ_i b_i k_i,   error = h (d_0 F(t, x) + Σ_i (b_i - b̂_i) k_i)
+
+A collocation method is its abscissae. To add a method, add an entry to `IMPLICIT`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import sqrt
+
+import numpy as np
+
+from odenet.registry import Registry
+
+
+@dataclass(frozen=True)
+class ImplicitTableau:
+    """One implicit Runge-Kutta method.
+
+    Attributes:
+        name: its name in the field.
+        order: order of accuracy p of x⁺.
+        c: abscissae, one per stage.
+        a: square matrix of coefficients. Lower triangular: the stages are solved one after the other; a first row of
+            zeros is an explicit stage. Otherwise all stages are solved together.
+        b: weights of x⁺.
+        b_error: b - b̂ of the embedded method, or None.
+        error_order: q of the error estimate, which falls like h^q.
+        error_first: d_0, the weight of F(t, x) in the estimate where no stage is F(t, x).
+        filter: γ_0: the estimate is multiplied by (I - h γ_0 ∂F/∂x)⁻¹, which keeps it bounded for stiff F; None for an
+            estimate that is bounded already.
+        dense: rows of polynomial coefficients of the dense output: x(t + θh) = x + h Σ_i k_i Σ_j dense[i][j] θ^(j+1);
+            None for cubic Hermite interpolation.
+        reference: the paper.
+    """
+
+    name: str
+    order: int
+    c: tuple[float, ...]
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    b_error: tuple[float, ...] | None = None
+    error_order: int | None = None
+    error_first: float = 0.0
+    filter: float | None = None
+    dense: tuple[tuple[float, ...], ...] | None = None
+    reference: str = ""
+
+    @property
+    def stages(self) -> int:
+        """Number of stages s."""
+        return len(self.b)
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the stages have to be solved together."""
+        return any(weight != 0 for i, row in enumerate(self.a) for weight in row[i + 1 :])
+
+    @property
+    def explicit_first(self) -> bool:
+        """Whether the first stage is F(t, x)."""
+        return not any(self.a[0])
+
+    @property
+    def stiffly_accurate(self) -> bool:
+        """Whether the last stage ends where the step ends, so that k_s is F(t + h, x⁺)."""
+        return self.c[-1] == 1 and self.a[-1] == self.b
+
+
+@lru_cache
+def _collocated(c: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """a_ij = ∫_0^{c_i} ℓ_j, and the coefficients of ∫_0^θ ℓ_j without the constant, for Lagrange's ℓ_j on nodes c."""
+    lagrange = np.linalg.inv(np.vander(c, increasing=True)).T
+    integrals = lagrange / np.arange(1, len(c) + 1)
+    powers = np.array(c)[:, None] ** np.arange(1, len(c) + 1)
+    return powers @ integrals.T, integrals
+
+
+def collocation(name: str, order: int, c: Sequence[float], reference: str, **error: object) -> ImplicitTableau:
+    """The collocation method with abscissae c; its polynomial is the dense output."""
+    c = tuple(map(float, c))
+    a, integrals = _collocated(c)
+    b = integrals.sum(1)
+    if c[-1] == 1:
+        a[-1] = b
+    if c[0] == 0:
+        a[0] = 0
+    rows = tuple(tuple(map(float, row)) for row in a)
+    dense = tuple(tuple(map(float, row)) for row in integrals)
+    return ImplicitTableau(name, order, c, rows, tuple(map(float, b)), dense=dense, reference=reference, **error)  # type: ignore[arg-type]
+
+
+IMPLICIT: Registry[ImplicitTableau] = Registry("solver")
+
+
+def _add(tableau: ImplicitTableau) -> None:
+    IMPLICIT.add(tableau.name, tableau)
+
+
+_add(collocation("implicit_euler", 1, (1,), "Cauchy 1824 (backward Euler)"))
+_add(collocation("implicit_midpoint", 2, (1 / 2,), "Gauss-Legendre with one stage; Hairer, Lubich and Wanner 2006"))
+_add(collocation("trapezoid", 2, (0, 1), "Lobatto IIIA with two stages (Crank and Nicolson 1947)"))
+_add(collocation("gl4", 4, (1 / 2 - sqrt(3) / 6, 1 / 2 + sqrt(3) / 6), "Hammer and Hollingsworth 1955 (Gauss-Legendre)"))
+_add(collocation("gl6", 6, (1 / 2 - sqrt(15) / 10, 1 / 2, 1 / 2 + sqrt(15) / 10), "Kuntzmann 1961; Butcher 1964"))
+
+_radau = ((4 - sqrt(6)) / 10, (4 + sqrt(6)) / 10, 1.0)
+_eigenvalue = 1 / (3 + 3 ** (2 / 3) - 3 ** (1 / 3))  # the real one of the matrix a
+_weights = np.array([-13 - 7 * sqrt(6), -13 + 7 * sqrt(6), -1]) / 3
+_add(
+    collocation(
+        "radau5",
+        5,
+        _radau,
+        "Ehle 1969; Hairer and Wanner 1996, section IV.8 (Radau IIA)",
+        b_error=tuple(map(float, _eigenvalue * _weights @ _collocated(_radau)[0])),
+        error_order=4,
+        error_first=_eigenvalue,
+        filter=_eigenvalue,
+    )
+)
+
+# The estimate is the difference to a second-order method with the same stages; of those, the one for which it is the
+# error itself where F is linear.
+_g = 1 - sqrt(2) / 2
+_add(
+    ImplicitTableau(
+        name="sdirk2",
+        order=2,
+        c=(0, _g, 1),
+        a=((0, 0, 0), (0, _g, 0), (0, 1 - _g, _g)),
+        b=(0, 1 - _g, _g),
+        b_error=(2 / 3 * (1 - _g), -2 / 3, 2 / 3 * _g),
+        error_order=3,
+        filter=_g,
+        reference="Alexander 1977",
+    )
+)
+_d, _w = 1 - sqrt(2) / 2, sqrt(2) / 4
+_add(
+    ImplicitTableau(
+        name="trbdf2",
+        order=2,
+        c=(0, 2 * _d, 1),
+        a=((0, 0, 0), (_d, _d, 0), (_w, _w, _d)),
+        b=(_w, _w, _d),
+        b_error=(_w - (1 - _w) / 3, _w - (3 * _w + 1) / 3, _d - _d / 3),
+        error_order=3,
+        filter=_d,
+        reference="Bank et al. 1985; Hosea and Shampine 1996",
+    )
+)
+_g = 0.43586652150845967  # 6 g³ - 18 g² + 9 g - 1 = 0
+_third = ((-4 * _g**2 + 6 * _g - 1) / (4 * _g), (1 - 2 * _g) / (4 * _g), _g, 0.0)
+_last = (
+    (6 * _g - 1) / (12 * _g),
+    -1 / ((24 * _g - 12) * _g),
+    (-6 * _g**2 + 6 * _g - 1) / (6 * _g - 3),
+    _g,
+)
+_add(
+    ImplicitTableau(
+        name="kvaerno3",
+        order=3,
+        c=(0, 2 * _g, 1, 1),
+        a=((0, 0, 0, 0), (_g, _g, 0, 0), _third, _last),
+        b=_last,
+        b_error=tuple(p - q for p, q in zip(_last, _third, strict=True)),
+        error_order=3,
+        reference="Kværnø 2004 (ESDIRK 3/2)",
+    )
+)
+_g = 0.26
+_rows = (
+    (),
+    (_g,),
+    (0.13, 0.84033320996790809),
+    (0.22371961478320505, 0.47675532319799699, -0.06470895363112615),
+    (0.16648564323248321, 0.10450018841591720, 0.03631482272098715, -0.13090704451073998),
+    (0.13855640231268224, 0.0, -0.04245337201752043, 0.02446657898003141, 0.61943039072480676),
+    (0.13659751177640291, 0.0, -0.05496908796538376, -0.04118626728321046, 0.62993304899016403, 0.06962479448202728),
+)
+_rows = tuple((*row, _g if row else 0.0, *(0.0,) * (6 - len(row))) for row in _rows)
+_add(
+    ImplicitTableau(
+        name="kvaerno5",
+        order=5,
+        c=(0, 2 * _g, *(sum(row) for row in _rows[2:5]), 1, 1),
+        a=_rows,
+        b=_rows[6],
+        b_error=tuple(p - q for p, q in zip(_rows[6], _rows[5], strict=True)),
+        error_order=5,
+        reference="Kværnø 2004 (ESDIRK 5/4)",
+    )
+)
