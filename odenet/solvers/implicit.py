@@ -27,7 +27,7 @@ class ImplicitRungeKutta(Stepper):
     """x_next from x, for the tableau it was given, by Newton's method.
 
     Stages are solved one after the other where the tableau is lower triangular, else together. An adaptive solve solves
-    them to a thousandth of its tolerance, a fixed step to rounding. Gradients are those of the solved equations.
+    them to 1e-4 of its tolerance, a fixed step to rounding. Gradients are those of the solved equations.
 
     Args:
         tableau: of the method.

@@ -104,7 +104,9 @@ def _add(tableau: ImplicitTableau) -> None:
 _add(collocation("implicit_euler", 1, (1,), "Cauchy 1824 (backward Euler)"))
 _add(collocation("implicit_midpoint", 2, (1 / 2,), "Gauss-Legendre with one stage; Hairer, Lubich and Wanner 2006"))
 _add(collocation("trapezoid", 2, (0, 1), "Lobatto IIIA with two stages (Crank and Nicolson 1947)"))
-_add(collocation("gl4", 4, (1 / 2 - sqrt(3) / 6, 1 / 2 + sqrt(3) / 6), "Hammer and Hollingsworth 1955 (Gauss-Legendre)"))
+_add(
+    collocation("gl4", 4, (1 / 2 - sqrt(3) / 6, 1 / 2 + sqrt(3) / 6), "Hammer and Hollingsworth 1955 (Gauss-Legendre)")
+)
 _add(collocation("gl6", 6, (1 / 2 - sqrt(15) / 10, 1 / 2, 1 / 2 + sqrt(15) / 10), "Kuntzmann 1961; Butcher 1964"))
 
 _radau = ((4 - sqrt(6)) / 10, (4 + sqrt(6)) / 10, 1.0)

@@ -7,7 +7,9 @@ Nothing is assumed of the Jacobian's structure: F may couple the samples of a ba
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -80,6 +82,14 @@ def jacobian(value: Tensor, at: Tensor) -> Tensor:
     return rows(value, at, eye).to(wide)
 
 
+@lru_cache
+def _load_forward_mode() -> None:
+    """Let torch load its forward mode, during which it warns of its own use of torch.jit."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore", FutureWarning)
+        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
+
+
 class Products:
     """v -> ∂F/∂x v at one point.
 
@@ -112,6 +122,7 @@ class Products:
         return torch.zeros_like(v) if product is None else product.detach()
 
     def _forward(self, v: Tensor) -> Tensor:
+        _load_forward_mode()
         with taped(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
             k = self.f(self.t, forward_ad.make_dual(leaf(self.x), v))
             tangent = forward_ad.unpack_dual(k).tangent
@@ -126,5 +137,3 @@ class Products:
                 return 0 * seed, seed
             (pulled,) = torch.autograd.grad(k, at, seed, create_graph=True, allow_unused=True)
             return 0 * seed if pulled is None else pulled, seed
-
-

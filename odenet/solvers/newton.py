@@ -25,7 +25,7 @@ from odenet.solvers.stepper import Evaluate
 
 ITERATIONS, PATIENCE = 12, 50  # of an adaptive step, which may be made smaller, and of a fixed one
 LEAST_DAMPING = 1e-3
-SHARE = 1e-3  # of the tolerance of an adaptive solve
+SHARE = 1e-4  # of the tolerance of an adaptive solve; smaller than values need, so that gradients are exact
 ROUNDING = 16  # units of rounding, for fixed steps
 FORCING = 1e-4  # relative residual of a linear solve by GMRES
 
@@ -88,14 +88,16 @@ class Precision:
     def size(self, delta: Tensor, K: Tensor, equations: Equations) -> float:
         """Size of what a correction of K does to the stages; 1 is small enough."""
         x, h = equations.base.detach(), equations.h
-        moved = [combine(None, h, row, list(delta)) for row in equations.a if any(row)]
+        rounding = ROUNDING * torch.finfo(x.dtype).eps
+        moved = [combine(None, h, row, list(delta)) for row in equations.a]
         if self.tolerances is not None:
-            weight = scale(x, *self.tolerances)
-            return max(float(self.norm(m / weight)) for m in moved) / SHARE
-        taken = torch.stack([combine(None, h, row, list(K)) for row in equations.a if any(row)])
-        lengths = [float(torch.linalg.vector_norm(flat(m))) for m in (torch.stack(moved), taken, x)]
-        room = ROUNDING * torch.finfo(x.dtype).eps * max(lengths[1], lengths[2] * math.sqrt(len(moved)))
-        return 0.0 if lengths[0] == 0 else lengths[0] / room if room > 0 else math.inf
+            rtol, atol = self.tolerances
+            weight = scale(x, SHARE * rtol + rounding, SHARE * atol)
+            return max(float(self.norm(m / weight)) for m in moved)
+        taken = [combine(None, h, row, list(K)) for row in equations.a]
+        lengths = torch.stack([torch.linalg.vector_norm(m) for m in (*moved, *taken, x)]).tolist()
+        change = max(lengths[: len(moved)])
+        return change / (rounding * max(lengths[len(moved) :])) if change else 0.0
 
     @property
     def iterations(self) -> int:
@@ -105,13 +107,14 @@ class Precision:
     @property
     def loose(self) -> float:
         """A correction of this size is accepted where iterating does not make it smaller."""
-        return 1.0 if self.tolerances is not None else 1e4
+        return 0.3 / SHARE if self.tolerances is not None else 1e4
 
 
 class Dense:
     """Corrections by a factorised matrix; kept from stage to stage of a step."""
 
     exact = False
+    room = 0.0
 
     def __init__(self) -> None:
         self.jacobians: list[Tensor] | None = None
@@ -121,6 +124,9 @@ class Dense:
     def stale(self) -> bool:
         """Whether the Jacobian has to be taken before the next correction."""
         return self.jacobians is None
+
+    def start(self) -> None:
+        """Begin with other equations: the Jacobian is kept."""
 
     def forget(self) -> None:
         """Take the Jacobian anew."""
@@ -158,9 +164,17 @@ class Dense:
 
 
 class Krylov:
-    """Corrections by GMRES."""
+    """Corrections by GMRES, as exactly as it pays: to a residual of η, and of the square of what the last correction
+    made of it (Eisenstat and Walker 1996), but to no more than a tenth of what a correction may be at the end."""
 
     exact, stale = True, False
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Begin with other equations."""
+        self._before, self.room = 0.0, 0.0
 
     def forget(self) -> None:
         """The Jacobian is that at the present iterate already."""
@@ -170,7 +184,7 @@ class Krylov:
         raise NotImplementedError
 
     def solve(self, equations: Equations, K: Tensor, residual: Tensor) -> Tensor:
-        """δ, to a relative residual of `FORCING`."""
+        """δ."""
         points = equations.points(K.detach())
         products = [Products(equations.f, t, y) for t, y in zip(equations.times, points, strict=True)]
 
@@ -180,11 +194,15 @@ class Krylov:
             return v - flat(torch.stack(moved))
 
         b = flat(residual)
-        return shaped(gmres(product, b, FORCING * float(torch.linalg.vector_norm(b)))[0], residual)
+        length = float(torch.linalg.vector_norm(b))
+        forcing = min(FORCING, (length / self._before) ** 2 if self._before else 1.0)
+        self._before = length
+        return shaped(gmres(product, b, max(forcing * length, 0.1 * self.room))[0], residual)
 
     def filtered(self, equations: Equations, gamma: float, error: Tensor) -> Tensor:
         """(I - h γ J)⁻¹ error."""
         one = equations._replace(times=equations.times[:1], a=((gamma,),))
+        self.start()
         return self.solve(one, torch.zeros_like(error)[None], error[None])[0]
 
 
@@ -211,6 +229,7 @@ def newton(equations: Equations, guess: Tensor, linear: Dense | Krylov, precisio
     """
     K, before, correction, damping = guess, guess, torch.zeros_like(guess), 1.0
     last, fresh = math.inf, False
+    linear.start()
     for iteration in range(1, precision.iterations + 1):
         taking = linear.stale
         if taking:
@@ -231,6 +250,7 @@ def newton(equations: Equations, guess: Tensor, linear: Dense | Krylov, precisio
                 if not taking and size_of * rate * rate > 1:
                     linear.forget()
                 before, correction, damping, last, fresh = K, delta, 1.0, size_of, taking
+                linear.room = float(torch.linalg.vector_norm(delta)) / size_of if linear.exact and size_of else 0.0
                 K = K + delta
             elif fresh or linear.exact:
                 damping /= 2
