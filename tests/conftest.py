@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from odenet.solvers import solvers
+from odenet.solvers.implicit import ImplicitRungeKutta
+
 
 @pytest.fixture(autouse=True)
 def _one_thread_and_a_seed():
@@ -25,7 +28,33 @@ def pairs() -> torch.Tensor:
     return torch.randn(4, 4, dtype=torch.float64)
 
 
+IMPLICIT = {
+    name: name in ("trapezoid", "radau5") for name, solver in solvers.items() if isinstance(solver, ImplicitRungeKutta)
+}
+EVERY_IMPLICIT = ("test_the_observed_order", "test_polynomials", "test_one_step", "tests/solvers/test_implicit.py")
+LONG = (
+    "finite_differences",
+    "second_derivatives",
+    "bouncing",
+    "lotka",
+    "dense_output",
+    "tolerance_governs",
+    "every_zero",
+)
+
+
+def _thinned(item):
+    """Whether one of the implicit methods, whose steps are slow, is left to the others of its kind in a quick run."""
+    name = getattr(item, "callspec", None) and item.callspec.params.get("solver")
+    if name not in IMPLICIT or any(part in item.nodeid for part in EVERY_IMPLICIT):
+        return False
+    return not IMPLICIT[name] or (name == "radau5" and any(part in item.nodeid for part in LONG))
+
+
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if _thinned(item):
+            item.add_marker(pytest.mark.slow)
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

@@ -156,7 +156,7 @@ def _leaves(value: Tensor) -> Iterator[Tensor]:
 
 
 def _check_known(value: Tensor, known: Sequence[Tensor]) -> None:
-    """Raise `GradientError` if F uses a tensor that cannot be seen in it, of which a second derivative would be lost."""
+    """Raise `GradientError` if F uses a tensor that cannot be seen in it: its second derivatives would be lost."""
     behind = {id(t) for t in known}
     for computed in known:
         if computed.grad_fn is not None:

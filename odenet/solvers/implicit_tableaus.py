@@ -56,6 +56,11 @@ class ImplicitTableau:
         return len(self.b)
 
     @property
+    def dense_rows(self) -> tuple[tuple[float, ...], ...]:
+        """Rows of the stages that the dense output uses: those of the step."""
+        return self.a
+
+    @property
     def coupled(self) -> bool:
         """Whether the stages have to be solved together."""
         return any(weight != 0 for i, row in enumerate(self.a) for weight in row[i + 1 :])
@@ -104,9 +109,7 @@ def _add(tableau: ImplicitTableau) -> None:
 _add(collocation("implicit_euler", 1, (1,), "Cauchy 1824 (backward Euler)"))
 _add(collocation("implicit_midpoint", 2, (1 / 2,), "Gauss-Legendre with one stage; Hairer, Lubich and Wanner 2006"))
 _add(collocation("trapezoid", 2, (0, 1), "Lobatto IIIA with two stages (Crank and Nicolson 1947)"))
-_add(
-    collocation("gl4", 4, (1 / 2 - sqrt(3) / 6, 1 / 2 + sqrt(3) / 6), "Hammer and Hollingsworth 1955 (Gauss-Legendre)")
-)
+_add(collocation("gl4", 4, (1 / 2 - sqrt(3) / 6, 1 / 2 + sqrt(3) / 6), "Hammer and Hollingsworth 1955 (Gauss)"))
 _add(collocation("gl6", 6, (1 / 2 - sqrt(15) / 10, 1 / 2, 1 / 2 + sqrt(15) / 10), "Kuntzmann 1961; Butcher 1964"))
 
 _radau = ((4 - sqrt(6)) / 10, (4 + sqrt(6)) / 10, 1.0)

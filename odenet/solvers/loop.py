@@ -321,6 +321,8 @@ def _nonfinite_error(trial: Trial, nfe: int, error: float | None) -> NonFiniteFu
         if sample is not None:
             what = f"F returned NaN or infinity in stage {number}"
             return NonFiniteFunctionError(what, sample=sample, **numbers)
+    if not trial.converged and _sample(trial.x_next) is None:
+        return NonFiniteFunctionError("the derivative of F with respect to x is NaN or infinite", **numbers)
     return NonFiniteStateError(
         "the state overflowed",
         sample=_sample(trial.x_next),

@@ -97,7 +97,7 @@ class Precision:
         taken = [combine(None, h, row, list(K)) for row in equations.a]
         lengths = torch.stack([torch.linalg.vector_norm(m) for m in (*moved, *taken, x)]).tolist()
         change = max(lengths[: len(moved)])
-        return change / (rounding * max(lengths[len(moved) :])) if change else 0.0
+        return change / (rounding * max(change, *lengths[len(moved) :])) if change else 0.0
 
     @property
     def iterations(self) -> int:
@@ -240,7 +240,7 @@ def newton(equations: Equations, guess: Tensor, linear: Dense | Krylov, precisio
         with torch.no_grad():
             delta = linear.solve(equations, K, value.detach() - K)
             size_of = precision.size(delta, K, equations)
-            rate = size_of / last
+            rate = size_of / last if last else 0.0
             settled = size_of <= 1 or (size_of <= precision.loose and rate > 0.5)
             done = settled and not taking
             first = last == math.inf and not math.isfinite(size_of)

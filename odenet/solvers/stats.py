@@ -66,9 +66,12 @@ class Stats:
     are summed over the samples, and `samples` has the counts of each.
 
     Attributes:
-        nfe: evaluations of F in the forward pass.
+        nfe: evaluations of F in the forward pass. For implicit methods those of Newton's method are among them, and each
+            product with the Jacobian in forward mode, which evaluates F too; a dense Jacobian is one, whatever its
+            size.
         nfe_backward: evaluations of F in the backward pass (recomputation, or the adjoint's solve).
-        vjps: vector-Jacobian products of F in the backward pass; Jacobian-vector products with `gradient="forward"`.
+        vjps: vector-Jacobian products of F in the backward pass, without those by which the linear equations of
+            implicit methods are solved; Jacobian-vector products with `gradient="forward"`.
         steps_backward: steps that the backward pass redid, undid, or took of its own.
         drift: relative error of x0 as a reversible method reconstructed it; the largest of several solves.
         accepted: accepted steps.
