@@ -66,8 +66,8 @@ class Stats:
     are summed over the samples, and `samples` has the counts of each.
 
     Attributes:
-        nfe: evaluations of F in the forward pass. For implicit methods those of Newton's method are among them, and each
-            product with the Jacobian in forward mode, which evaluates F too; a dense Jacobian is one, whatever its
+        nfe: evaluations of F in the forward pass. For implicit methods those of Newton's method are among them, and
+            each product with the Jacobian in forward mode, which evaluates F too; a dense Jacobian is one, whatever its
             size.
         nfe_backward: evaluations of F in the backward pass (recomputation, or the adjoint's solve).
         vjps: vector-Jacobian products of F in the backward pass, without those by which the linear equations of
