@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_interpreter_stack
 
+from odenet.errors import InputError
 from odenet.solvers.control import rms
 from odenet.solvers.explicit import combine
 from odenet.solvers.implicit_function import attach
@@ -42,7 +44,16 @@ class ImplicitRungeKutta(Stepper):
         self._precision = Precision(None, rms)
 
     def prepare(self, problem: Problem) -> ImplicitRungeKutta:
-        """This method with what a solve asks for: its tolerances, and the tensors that F uses."""
+        """This method with what a solve asks for: its tolerances, and the tensors that F uses.
+
+        Raises:
+            InputError: inside of a transform of torch.func.
+        """
+        if get_interpreter_stack():
+            raise InputError(
+                f"solver {self.name!r} cannot be transformed by torch.func: its equations are solved with "
+                "torch.autograd; use torch.autograd.grad, or an explicit solver"
+            )
         prepared, scheme = copy.copy(self), problem.scheme
         prepared._problem = problem
         prepared._precision = Precision(scheme.tolerances if scheme.adaptive else None, scheme.norm or rms)
