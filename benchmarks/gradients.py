@@ -1,0 +1,209 @@
+"""Memory, time and error of the gradient methods, beside torchdiffeq's; and networks of a thousand layers.
+
+    python -m benchmarks.gradients
+
+writes docs/gradients.json (every measurement) and docs/gradients.md (the tables).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchdiffeq import odeint, odeint_adjoint
+
+import odenet
+from odenet.diagnostics import audit_gradients
+from odenet.diagnostics.gradient_verdict import size
+from odenet.training import SavedTensorMeter
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+Row = dict[str, Any]
+
+
+class MLP(nn.Module):
+    """Two inputs, two hidden layers of 64."""
+
+    def __init__(self):
+        super().__init__()
+        layers = (nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 2))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Conv(nn.Module):
+    """The function of torchdiffeq's MNIST example: (norm, relu, 3x3 with t as a channel) twice, and a norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(32, 64) for _ in range(3))
+        self.convs = nn.ModuleList(nn.Conv2d(65, 64, 3, padding=1) for _ in range(2))
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        for norm, conv in zip(self.norms, self.convs, strict=False):
+            x = torch.relu(norm(x))
+            x = conv(torch.cat([t.expand(len(x), 1, *x.shape[2:]), x], 1))
+        return self.norms[2](x)
+
+
+PROBLEMS = {
+    "MLP, batch 32, t in [0, 10], tol 1e-5": (MLP, (32, 2), 10.0, 1e-5),
+    "conv, batch 128, 64 channels, 6x6, t in [0, 1], tol 1e-3": (Conv, (128, 64, 6, 6), 1.0, 1e-3),
+}
+
+
+def torchdiffeq_ways(F: nn.Module, t1: float, tolerance: float) -> dict[str, Callable[[Tensor], Tensor]]:
+    """torchdiffeq's three gradients of dopri5."""
+    common = {"rtol": tolerance, "atol": tolerance, "method": "dopri5"}
+    seminorm = {"adjoint_options": {"norm": "seminorm"}}
+
+    def times(x: Tensor) -> Tensor:
+        return torch.tensor([0.0, t1], dtype=x.dtype)
+
+    return {
+        "torchdiffeq autograd": lambda x: odeint(F, x, times(x), **common)[-1],
+        "torchdiffeq adjoint": lambda x: odeint_adjoint(F, x, times(x), **common)[-1],
+        "torchdiffeq seminorm": lambda x: odeint_adjoint(F, x, times(x), **common, **seminorm)[-1],
+    }
+
+
+def gradient(F: nn.Module, solve: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Of the mean square of the answer, flat."""
+    x = x.clone().requires_grad_()
+    found = torch.autograd.grad(solve(x).square().mean(), [x, *F.parameters()])
+    return torch.cat([g.flatten() for g in found]).double()
+
+
+def theirs(make: type[nn.Module], shape: tuple[int, ...], t1: float, tolerance: float, repeats: int) -> list[Row]:
+    """Rows of torchdiffeq; the truth is its own backprop in float64."""
+    torch.manual_seed(0)
+    F, x = make(), torch.randn(shape)
+    ways = torchdiffeq_ways(F, t1, tolerance)
+    truth = gradient(F.double(), ways["torchdiffeq autograd"], x.double())
+    F.float()
+    rows = []
+    for name, solve in ways.items():
+        meter = SavedTensorMeter(exclude=F.parameters())
+        with meter:
+            got = gradient(F, solve, x)
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            gradient(F, solve, x)
+            seconds.append(time.perf_counter() - start)
+        error = float((got - truth).norm() / truth.norm())
+        rows.append({"method": name, "bytes": meter.peak, "seconds": min(seconds), "error": error})
+    return rows
+
+
+def ours(make: type[nn.Module], shape: tuple[int, ...], t1: float, tolerance: float, repeats: int) -> list[Row]:
+    """Rows of odenet with dopri5, and of the reversible methods with solvers of their own."""
+    torch.manual_seed(0)
+    F, x = make(), torch.randn(shape)
+    rows = []
+    blocks = [odenet.ODEBlock(F, rtol=tolerance, atol=tolerance, t1=t1)]
+    blocks += [odenet.ODEBlock(F, "alf", tolerance, tolerance, t1=t1, gradient="mali")]
+    blocks += [odenet.ODEBlock(F, "reversible_heun", tolerance, tolerance, t1=t1, gradient="reversible_heun")]
+    for number, block in enumerate(blocks):
+        methods = None if number == 0 else [block.scheme.gradient]
+        audit = audit_gradients(block, x, lambda y: y.square().mean(), methods, repeats=repeats)
+        for m in audit.methods:
+            name = f"odenet {m.gradient}" + ("" if number == 0 or block.scheme.solver == m.gradient else " (alf)")
+            rows.append({"method": name, "bytes": m.bytes, "seconds": m.seconds, "error": m.error})
+    return rows
+
+
+def layers(depths: tuple[int, ...], repeats: int) -> list[Row]:
+    """Peak memory and seconds of a training step of ResNets, tied and untied, over their depth."""
+    rows = []
+    x, target = torch.randn(64, 64), torch.randn(64, 64)
+    ways: list[tuple[str, dict[str, Any]]] = [
+        ("autograd", {}),
+        ("checkpoint", {}),
+        ("checkpoint", {"checkpoints": 9}),
+        ("reversible", {}),
+        ("momentum", {"exact": True}),
+    ]
+    for weights in ("tied", "untied"):
+        for gradient, options in ways:
+            for depth in depths:
+                torch.manual_seed(0)
+                F = odenet.residual.MLP(64, width=64)
+                net = odenet.ResNet(F, depth, weights=weights, gradient=gradient, gradient_options=options)
+                optimizer = torch.optim.SGD(net.parameters(), 1e-2)
+                losses, seconds, peak = [], [], 0
+                for _ in range(repeats):
+                    start = time.perf_counter()
+                    meter = SavedTensorMeter(exclude=net.parameters())
+                    with meter:
+                        loss = (net(x) - target).square().mean()
+                        loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    seconds.append(time.perf_counter() - start)
+                    losses.append(float(loss))
+                    peak = max(peak, meter.peak)
+                name = " ".join([gradient, *(f"{k}={v}" for k, v in options.items())])
+                row = {"weights": weights, "method": name, "layers": depth, "bytes": peak, "seconds": min(seconds)}
+                rows.append({**row, "losses": losses})
+                print(row, flush=True)
+    return rows
+
+
+def page(found: dict[str, Any]) -> str:
+    """The tables."""
+    lines = ["# Gradient methods, measured", ""]
+    lines += [f"Made by `python -m benchmarks.gradients` ({found['where']}).", ""]
+    lines += ["Times are the best of a few and belong to one run on one machine: compare ratios. Memory is the peak of"]
+    lines += ["the tensors saved for the backward pass. The error is relative, against backprop in float64 through the"]
+    lines += ["steps that were taken (torchdiffeq: backprop in float64 through its own).", ""]
+    for title, rows in found["problems"].items():
+        fastest = min(r["seconds"] for r in rows if "autograd" in r["method"] and r["method"].startswith("odenet"))
+        lines += [f"## {title}", "", "| method | memory | ms | against `autograd` | error |", "| --- " * 5 + "|"]
+        for r in rows:
+            ratio = r["seconds"] / fastest
+            numbers = f"{size(r['bytes'])} | {1e3 * r['seconds']:.0f} | {ratio:.2f} | {r['error']:.1e}"
+            lines.append(f"| {r['method']} | {numbers} |")
+        lines.append("")
+    lines += ["## A thousand layers", ""]
+    lines += ["One training step of a ResNet, MLP(64, width=64), batch 64: peak memory (seconds).", ""]
+    depths = sorted({r["layers"] for r in found["layers"]})
+    headings = ["weights", "method", *(f"{d:,} layers" for d in depths)]
+    lines += [f"| {' | '.join(headings)} |", "| --- " * len(headings) + "|"]
+    for weights, method in dict.fromkeys((r["weights"], r["method"]) for r in found["layers"]):
+        rows = {r["layers"]: r for r in found["layers"] if (r["weights"], r["method"]) == (weights, method)}
+        cells = [f"{size(rows[d]['bytes'])} ({rows[d]['seconds']:.2g})" for d in depths]
+        lines.append(f"| {weights} | {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    where = f"torch {torch.__version__}, torchdiffeq {version('torchdiffeq')}, CPU, {options.threads} thread"
+    found: dict[str, Any] = {"where": where, "problems": {}}
+    for title, problem in PROBLEMS.items():
+        rows = ours(*problem, options.repeats) + theirs(*problem, options.repeats)
+        found["problems"][title] = rows
+        for row in rows:
+            print(title, row, flush=True)
+    found["layers"] = layers((10, 100, 1000), max(2, options.repeats // 2))
+    DOCS.joinpath("gradients.json").write_text(json.dumps(found, indent=1) + "\n")
+    DOCS.joinpath("gradients.md").write_text(page(found))
+
+
+if __name__ == "__main__":
+    main()
