@@ -14,6 +14,7 @@ from odenet.artifacts import read_json, write_json, write_text
 from odenet.data import DataSet
 from odenet.errors import InputError, RunError
 from odenet.experiments.build import build_data, build_model, build_training, device_of, rehearse
+from odenet.experiments.claims import claims
 from odenet.experiments.config import contender_config
 from odenet.experiments.contender import Contender
 from odenet.experiments.environment import environment
@@ -44,6 +45,8 @@ def compare(config: DictConfig, console: Console) -> Path:
     walks = OmegaConf.to_container(config.swap, resolve=True)
     assert isinstance(walks, list)
     configs = _configs(config)
+    if config.claim is not None:
+        claims[config.claim]
     threads = config.trainer.threads
     if threads is not None:
         torch.set_num_threads(threads)
@@ -81,9 +84,10 @@ def compare(config: DictConfig, console: Console) -> Path:
 
 def _configs(config: DictConfig) -> dict[str, DictConfig]:
     """The `odenet train` config of every contender."""
-    if not config.contenders:
+    if not any(overrides is not None for overrides in config.contenders.values()):
         raise InputError("contenders must name at least one network, got none")
-    configs = {str(name): contender_config(config, list(o)) for name, o in config.contenders.items()}
+    chosen = {str(name): list(o) for name, o in config.contenders.items() if o is not None}
+    configs = {name: contender_config(config, overrides) for name, overrides in chosen.items()}
     for name, one in configs.items():
         if one.model.role not in ROLES:
             raise InputError(f"model.role of {name} must be one of {', '.join(ROLES)}, got {one.model.role!r}")
@@ -129,6 +133,7 @@ def _results(
     where = environment()
     return {
         "experiment": "compare",
+        "claim": config.claim,
         "title": f"Discrete and continuous depth on {data.name}",
         "data": {
             "name": data.name,

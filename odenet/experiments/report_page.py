@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from odenet.experiments.claims import judge, sentences
 from odenet.experiments.report_findings import findings
 from odenet.experiments.report_table import TABLE_COLUMNS, Results, sections
 
@@ -98,11 +99,21 @@ def markdown(page: Page, folder: Path) -> str:
     for picture in page.pictures:
         link = picture.files["png"].relative_to(folder).as_posix()
         text += [f"## {picture.title}", "", f"![{picture.title}]({link})", "", picture.caption, ""]
+    text += claim_section(page.results)
     text += ["## How this was measured", "", *(f"- **{what}.** {how}" for what, how in MEASURED), ""]
     text += ["## Config", "", _fenced(page.config_yaml, "yaml"), "", "## Environment", ""]
     text += ["| what | value |", "| --- | --- |"]
     text += [f"| {as_markdown(key)} | {as_markdown(value)} |" for key, value in flat(page.environment)]
     return "\n".join(text) + "\n"
+
+
+def claim_section(*list_of_results: Results) -> list[str]:
+    """The lines on a paper's claim, judged by one run or by several with different seeds; none if there is no claim."""
+    claim = judge(list_of_results)
+    if claim is None:
+        return []
+    said = sentences(claim, len(list_of_results))
+    return ["## The paper’s claim", "", *(line for s in said for line in (as_markdown(s), ""))]
 
 
 def _markdown_table(results: Results) -> list[str]:
@@ -152,6 +163,9 @@ def html(page: Page) -> str:
         image = f'<img src="{inline(picture.files)}" alt="{escape(picture.title)}">'
         body.append(f"<h2>{escape(picture.title)}</h2>")
         body.append(f"<figure>{image}<figcaption>{escape(picture.caption)}</figcaption></figure>")
+    claim = judge([page.results])
+    if claim is not None:
+        body += ["<h2>The paper’s claim</h2>", *(f"<p>{escape(s)}</p>" for s in sentences(claim, 1))]
     body += ["<h2>How this was measured</h2>", "<dl>"]
     body += [f"<dt>{escape(what)}</dt><dd>{escape(how)}</dd>" for what, how in MEASURED]
     body += ["</dl>", "<h2>Config</h2>", f"<pre>{escape(page.config_yaml.rstrip())}</pre>", "<h2>Environment</h2>"]

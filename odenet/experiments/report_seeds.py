@@ -88,7 +88,7 @@ def write_seed_summary(folder: str | Path, list_of_results: Sequence[Results]) -
     return {
         "summary.json": write_json(folder / "summary.json", summary),
         "summary.csv": write_text(folder / "summary.csv", _csv(summary)),
-        "summary.md": write_text(folder / "summary.md", _markdown(summary)),
+        "summary.md": write_text(folder / "summary.md", _markdown(summary, list_of_results)),
     }
 
 
@@ -101,8 +101,8 @@ def _csv(summary: dict[str, Any]) -> str:
     return csv_text(fields, rows)
 
 
-def _markdown(summary: dict[str, Any]) -> str:
-    from odenet.experiments.report_page import as_markdown
+def _markdown(summary: dict[str, Any], list_of_results: Sequence[Results]) -> str:
+    from odenet.experiments.report_page import as_markdown, claim_section
 
     seeds = ", ".join(map(str, summary["seeds"]))
     runs = summary["runs"]
@@ -122,6 +122,7 @@ def _markdown(summary: dict[str, Any]) -> str:
         for network in group:
             cells = [_shown(network[metric], factor, digits) for metric, _, factor, digits in SHOWN]
             text.append(f"| {as_markdown(network['label'])} | {' | '.join(cells)} |")
+    text += ["", *claim_section(*list_of_results)]
     return "\n".join(text) + "\n"
 
 

@@ -3,6 +3,7 @@
 from odenet.models.classifiers import ImageClassifier, NoDepth, VectorClassifier
 from odenet.models.layers import Augment, Downsample
 from odenet.models.opened import from_blocks, from_resnet, load_original_state_dict, original_state_dict
+from odenet.models.plain import Plain
 from odenet.models.swap import swap_blocks
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Downsample",
     "ImageClassifier",
     "NoDepth",
+    "Plain",
     "VectorClassifier",
     "from_blocks",
     "from_resnet",

@@ -76,4 +76,4 @@ def _scale(axes: Axes, found: Any) -> None:
     if found.logy and any(y > 0 for _, y in drawn):
         axes.set_yscale("log")
     elif any(line.look == "level" for line in found.lines) and all(y >= 0 for _, y in drawn):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max([y for _, y in drawn] + [line.y[0] for line in found.lines if line.look == "level"]))

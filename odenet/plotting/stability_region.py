@@ -28,7 +28,7 @@ def stability_region(
     """
     columns = style.columns_for(len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = style.new_figure(max(3.2 * columns, 4.6), 3.0 * rows + 0.2)
+    figure = style.new_figure(2.6 * columns + 0.9, 3.0 * rows + 0.2)
     grid = figure.subplots(rows, columns, squeeze=False)
     points: Any = None
     for axes, (title, (z, depths, solver)) in zip(grid.flat, panels.items(), strict=False):
