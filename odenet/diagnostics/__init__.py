@@ -8,6 +8,7 @@ from odenet.diagnostics.cosine import residual_cosine
 from odenet.diagnostics.critical_step import critical_step
 from odenet.diagnostics.crossing import crossing
 from odenet.diagnostics.gradient_audit import Audit, MethodAudit, audit_gradients
+from odenet.diagnostics.gradient_error import gradient_error
 from odenet.diagnostics.jacobian import lipschitz, ritz_values
 from odenet.diagnostics.lyapunov import lyapunov
 from odenet.diagnostics.nfe_difficulty import nfe_difficulty
@@ -44,6 +45,7 @@ __all__ = [
     "diagnostic",
     "diagnostics",
     "follow",
+    "gradient_error",
     "lipschitz",
     "list_diagnostics",
     "lyapunov",

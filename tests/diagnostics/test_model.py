@@ -14,6 +14,7 @@ from odenet.diagnostics import (
     block_inputs,
     critical_step,
     diagnostics,
+    gradient_error,
     nfe_difficulty,
     solver_swap,
     survey,
@@ -126,6 +127,25 @@ def test_evaluations_go_with_the_stiffness_of_a_sample():
     assert nfe_difficulty(Model(), x).correlation < -0.9  # a long sample has a large margin
 
 
+@pytest.mark.parametrize("labels", [True, False])
+def test_an_exact_gradient_passes_and_the_adjoint_of_coarse_steps_fails(labels):
+    x, y = torch.randn(8, 2), torch.randint(0, 2, (8,)) if labels else None
+
+    def residual(n):
+        F = MLP(n, width=16, norm="none")
+        for p in F.parameters():
+            p.data *= 3
+        return F
+
+    def model(gradient):
+        torch.manual_seed(3)
+        return VectorClassifier((2,), 2, residual, lambda F: odenet.ODEBlock(F, "euler", steps=4, gradient=gradient))
+
+    exact, adjoint = (gradient_error(model(g), x, y) for g in ("checkpoint", "adjoint"))
+    assert exact.verdict is True and exact.error < 1e-5 and exact.gradient == "checkpoint"
+    assert adjoint.verdict is False and adjoint.error > 0.01 and adjoint.cosine < 1
+
+
 def test_rank_correlation_is_that_of_scipy():
     a, b = torch.randint(0, 5, (30,)).double(), torch.randn(30).double()
     assert spearman(a, b) == pytest.approx(spearmanr(a, b).statistic)
@@ -173,7 +193,7 @@ def test_the_inputs_of_the_blocks_are_the_states_they_start_with():
 def test_what_cannot_be_diagnosed_is_said():
     with pytest.raises(InputError, match="Linear has no blocks to look at"):
         survey(nn.Linear(2, 2), torch.zeros(1, 2))
-    for diagnose in (solver_swap, critical_step, nfe_difficulty):
+    for diagnose in (solver_swap, critical_step, nfe_difficulty, gradient_error):
         with pytest.raises(InputError, match="Linear has no blocks"):
             diagnose(nn.Linear(2, 2), torch.zeros(1, 2))
     with pytest.raises(UnknownNameError, match="did you mean 'step_halving'"):
