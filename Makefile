@@ -6,12 +6,13 @@ ARGS ?=
 # Threads that wait go to sleep after some microseconds: on a busy machine spinning costs a factor of ten.
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: help compare test test-all check format clean
+.PHONY: help compare test test-all check bench format clean
 
 help:
 	@echo "make compare   train and compare discrete and continuous depth on the embedded digits; ARGS='seed=1' adds overrides"
 	@echo "make test      the tests (without those marked slow); make test-all runs every one"
 	@echo "make check     ruff, pyright and the quick tests"
+	@echo "make bench     timings beside torchdiffeq, torchode and diffrax, and the other benchmarks; writes docs/speed.md"
 	@echo "make format    let ruff rewrite the code"
 	@echo "make clean     remove .venv and caches; runs/ stays"
 
@@ -29,6 +30,11 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -m "not slow" -n 2 tests/residual tests/depth tests/solvers tests/test_blocks.py
+
+BENCHMARKS := $(filter-out benchmarks/__init__.py benchmarks/workloads.py benchmarks/peers.py benchmarks/speed.py,$(wildcard benchmarks/*.py))
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.speed --threads 2 --docs $(ARGS)
+	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
@@ -49,6 +55,10 @@ $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@ $(VENV)/.installed-test $(VENV)/.installed
+
+$(VENV)/.installed-bench: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test,bench]"
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-test
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist

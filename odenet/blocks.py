@@ -50,6 +50,7 @@ class Block(nn.Module):
         self.stats = Stats()
         self.regularisers = check_regularisers(regularisers, scheme)
         self.penalty: Tensor | None = None
+        self.warm_start, self._first_step = False, None
         if scheme.steps is not None and scheme.steps % weights.pieces:
             raise InputError(
                 f"steps={scheme.steps} would step across the knots of {weights.pieces} pieces of weights; take a "
@@ -109,7 +110,7 @@ class Block(nn.Module):
             return uniform_grid(self.t0, self.t1, self.scheme.steps) if self.t0 != self.t1 else [self.t0]
         kept = [(buffer, buffer.clone()) for buffer in self.weights.buffers()]
         with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-            h = run(self.weights, x, (self.t0, self.t1), self.scheme, None, args).stats.h
+            h = run(self.weights, x, (self.t0, self.t1), self._warm(), None, args).stats.h
         for buffer, before in kept:
             buffer.data.copy_(before)
         sign = 1.0 if self.t1 >= self.t0 else -1.0
@@ -122,11 +123,17 @@ class Block(nn.Module):
         """The whole answer of a solve; see `odenet.solve`."""
         interval = self.t0, self.t1
         if self.regularisers and self.training and torch.is_grad_enabled() and not dense:
-            solution, self.penalty = penalised(self.weights, x, interval, self.scheme, self.regularisers, ts, args)
+            solution, self.penalty = penalised(self.weights, x, interval, self._warm(), self.regularisers, ts, args)
         else:
-            solution = run(self.weights, x, interval, self.scheme, ts, args, dense)
+            solution = run(self.weights, x, interval, self._warm(), ts, args, dense)
         self.stats = solution.stats
+        if self.warm_start and self.stats.h:
+            self._first_step = self.stats.h[0]
         return solution
+
+    def _warm(self) -> Scheme:
+        """The scheme, with the first step of the last solve if that is to be remembered."""
+        return self.scheme if self._first_step is None else self.scheme.but(first_step=self._first_step)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "penalty": None}  # it belongs to a graph, which cannot be copied
@@ -305,6 +312,8 @@ class ODEBlock(Block):
         max_steps: budget of accepted plus rejected steps.
         max_nfe: budget of evaluations of F; None for no limit of its own.
         compile: "auto", True or False, as in `odenet.solve`.
+        warm_start: whether a solve begins with the first step that the last one accepted, which saves the estimate (two
+            evaluations of F become one); a solve then depends on the one before it.
         options: handed to torchdiffeq's solver.
         gradient_options: handed to the gradient method.
         regularisers: names (see `odenet.list_regularisers`) and factors, for `take_penalties`.
@@ -334,6 +343,7 @@ class ODEBlock(Block):
         max_steps: int = MAX_STEPS,
         max_nfe: int | None = None,
         compile: str | bool = "auto",
+        warm_start: bool = False,
         options: Mapping[str, Any] | None = None,
         gradient_options: Mapping[str, Any] | None = None,
         regularisers: Mapping[str, float] | None = None,
@@ -356,6 +366,12 @@ class ODEBlock(Block):
             **numerics,
         )
         super().__init__(weights_over_depth(F, weights, steps), scheme, t0, t1, regularisers)
+        if warm_start and (not scheme.adaptive or scheme.per_sample or first_step is not None):
+            raise InputError(
+                "warm_start=True remembers a first step, so it needs an adaptive solve without first_step "
+                "and without per_sample"
+            )
+        self.warm_start = warm_start
 
 
 def blocks_of(module: nn.Module) -> list[Block]:

@@ -271,3 +271,16 @@ def test_steps_may_be_an_integer_of_numpy_or_torch():
     F = odenet.residual.MLP(3, norm="none").to(x.dtype)
     assert odenet.ResNet(F, steps=np.int64(4)).scheme == odenet.ResNet(F, steps=4).scheme
     assert odenet.ResNet(F, steps=torch.tensor(4)).scheme.steps == 4
+
+
+def test_a_warm_start_begins_with_the_first_step_of_the_last_solve(x):
+    F = odenet.residual.MLP(3, width=8, norm="none").double()
+    cold, warm = (odenet.ODEBlock(F, rtol=1e-6, atol=1e-6, warm_start=warm) for warm in (False, True))
+    with torch.no_grad():
+        assert torch.equal(warm(x), cold(x)) and warm.stats == cold.stats
+        again = warm(x)
+    assert warm.stats.h == pytest.approx(cold.stats.h) and warm.stats.nfe == cold.stats.nfe - 1
+    torch.testing.assert_close(again, cold(x).detach(), rtol=1e-10, atol=1e-10)
+    for wrong in ({"steps": 4}, {"first_step": 0.1}, {"per_sample": True}):
+        with pytest.raises(odenet.errors.InputError, match="warm_start=True"):
+            odenet.ODEBlock(F, warm_start=True, **wrong)

@@ -106,7 +106,7 @@ class Graphs:
             record = (
                 torch.empty(capacity, dtype=torch.float64, device=device),
                 torch.empty(capacity, dtype=torch.float64, device=device),
-                x.new_empty(capacity if keep else 1, *x.shape),
+                x.new_empty(capacity if keep else 2, *x.shape),
             )
             numbers = [t1, sign, rtol, atol, scheme.h_min, scheme.h_max, resolution, scheme.max_steps, capacity]
             at, x, k = self._forward(
@@ -143,7 +143,7 @@ class Graphs:
             return None
         grid, sizes, index = self._grid_of(spans, device)
         every = torch.tensor(int(keep or bool(inside)), device=device)
-        xs = x.new_empty(count if keep or inside else 1, *x.shape)
+        xs = x.new_empty(max(2, count) if keep or inside else 2, *x.shape)
         end = self._forward(
             problem.weights.piece(0), grid, sizes, torch.tensor(count, device=device), _any_batch(x), problem.args,
             every, _any_batch(xs, 1),

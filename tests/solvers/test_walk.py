@@ -254,3 +254,17 @@ def test_a_dense_solution_answers_from_t0_to_t1_only(x):
     with pytest.raises(odenet.errors.InputError, match="dense=True"):
         odenet.solve(PROBLEMS[0].F, x)(0.5)
     assert torch.equal(odenet.solve(PROBLEMS[0].F, x, (1, 1), dense=True)(1.0), x)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gradient", ["autograd", "checkpoint"])
+def test_a_solve_of_fixed_steps_never_waits_for_the_gpu(gradient):
+    F = odenet.residual.MLP(3, width=16, norm="none").cuda()
+    x = torch.randn(8, 3, device="cuda", requires_grad=True)
+    scheme = {"solver": "rk4", "steps": 6, "gradient": gradient, "compile": False}
+    odenet.solve(F, x, **scheme).last.sum().backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        odenet.solve(F, x, **scheme).last.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
