@@ -137,10 +137,10 @@ def adaptive(tableau: Tableau, controller: Controller, order: int, estimate: boo
 
         def step(n: Tensor, t: Tensor, h: Tensor, e1: Tensor, e2: Tensor, tries: Tensor, forced: Tensor,
                  bad: Tensor, x: Tensor, k: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
-            t1, sign, rtol, atol, h_min, h_max, _, _, _, every = numbers.unbind()
+            t1, sign, rtol, atol, h_min, h_max, resolution, _, _, every = numbers.unbind()
             h = torch.minimum(torch.maximum(h, h_min), h_max)
             left = (t1 - t).abs()
-            lands = (h >= left) | ((h * STRETCH >= left) & (left <= h_max))
+            lands = (h >= left) | ((h * STRETCH >= left) & (left <= h_max + resolution))
             t_next = torch.where(lands, t1, t + sign * h)
             signed = t_next - t
             span = (t, t_next, signed)
