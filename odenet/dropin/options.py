@@ -19,6 +19,7 @@ from odenet.solvers.grid import Piece, stepped_grid
 from odenet.solvers.scheme import DEFAULT_CONTROLLER
 
 MAX_STEPS = 1_000_000
+ROUNDINGS = 4  # a relative tolerance in units of the dtype's resolution: an error estimate rounds that much by itself
 ANY = ("norm", "dtype")
 OF_ADAPTIVE = ("first_step", "min_step", "max_step", "safety", "ifactor", "dfactor")
 OF_ADAPTIVE += ("max_num_steps", "step_t", "jump_t")
@@ -172,7 +173,7 @@ def tolerance(name: str, value: Any, y0: Any) -> Any:
     dtype = leaves[0].dtype
     for leaf in leaves[1:]:
         dtype = torch.promote_types(dtype, leaf.dtype)
-    least = torch.finfo(dtype).eps if name == "rtol" else torch.finfo(dtype).tiny
+    least = ROUNDINGS * torch.finfo(dtype).eps if name == "rtol" else torch.finfo(dtype).tiny
     if isinstance(value, Tensor) and value.requires_grad:
         raise InputError(f"{name} cannot require a gradient; detach it")
     several = isinstance(value, Sequence) or (isinstance(value, Tensor) and value.dim() > 0)
