@@ -246,7 +246,7 @@ def test_every_class_of_error_is_raised_by_these_tests_and_rooted_in_one():
     classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, Exception)]
     assert all(issubclass(c, errors.OdenetError) for c in classes)
     statuses = [c.status for c in errors.SolveError.__subclasses__()]
-    assert len(set(statuses)) == len(statuses) == 5
+    assert len(set(statuses)) == len(statuses) == 6
 
 
 @pytest.mark.parametrize(("backend", "solver"), ADAPTIVE)

@@ -35,7 +35,9 @@ def test_it_is_solve_ivp(solver):
     solution = odenet.solve(F, problem.x0, (0, 2), backend="scipy", solver=solver, rtol=1e-6, atol=1e-6)
 
     def f(t, y):
-        return problem.F(torch.tensor(t, dtype=torch.float64), torch.tensor(y).reshape(2, 1)).numpy().ravel()
+        return (
+            problem.F(torch.tensor(t, dtype=torch.float64), torch.tensor(y).reshape(problem.x0.shape)).numpy().ravel()
+        )
 
     reference = solve_ivp(f, (0, 2), problem.x0.numpy().ravel(), solver, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(solution.last.numpy().ravel(), reference.y[:, -1], rtol=1e-13)

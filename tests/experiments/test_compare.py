@@ -114,14 +114,14 @@ def test_the_same_config_and_seed_give_the_same_numbers_even_if_interrupted(comp
     def killed(model, *rest):
         started.append(model)
         if len(started) == 2:  # the second contender dies after its first epoch
-            *most, tell = rest
+            *most, tell, continuation = rest
 
             def stop(progress):
                 if progress.record is not None:
                     raise KeyboardInterrupt
                 tell(progress)
 
-            return fit(model, *most, stop)
+            return fit(model, *most, stop, continuation)
         return fit(model, *rest)
 
     monkeypatch.setattr(contender_module, "fit", killed)
