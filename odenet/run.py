@@ -15,6 +15,7 @@ from odenet.gradients.times import Times, moment, moved
 from odenet.run_per_sample import run_per_sample
 from odenet.solvers import Problem, Scheme, Solution
 from odenet.solvers.callbacks import Callbacks
+from odenet.solvers.ends import StepEnds
 from odenet.solvers.events import Hit, events_of
 from odenet.solvers.solution import Interpolant, Occurrences
 from odenet.solvers.states import Packed, Packing, is_tree, packed_event
@@ -33,6 +34,7 @@ def run(
     event: Any = None,
     callbacks: Callbacks | None = None,
     backward_callbacks: Callbacks | None = None,
+    ends: StepEnds | None = None,
 ) -> Solution:
     """Solve with weights and a scheme that have been checked already.
 
@@ -47,6 +49,7 @@ def run(
         event: events to look for.
         callbacks: told of every step of a native solver, with states of x0's structure.
         backward_callbacks: of every step that a native adjoint takes on the way back, with (0, x, a, *θ̄).
+        ends: gathers the accepted steps of a native solver without events, and the states at their ends.
     """
     events = events_of(event)
     if scheme.per_sample:
@@ -65,7 +68,7 @@ def run(
     problem = Problem(weights, x0, times.interval, scheme, times.ts, args, dense, events)
     problem.x0 = times.start(problem)
     problem.callbacks = callbacks if callbacks is None or packing is None else callbacks.of(packing.unpack)
-    problem.backward_callbacks = backward_callbacks
+    problem.backward_callbacks, problem.ends = backward_callbacks, ends
     answer = _Answer(problem)
     try:
         while not answer.add(solution := walk(problem)):
@@ -87,6 +90,9 @@ def run(
 
 def walk(problem: Problem) -> Solution:
     """One walk, compiled if that was asked for and is possible."""
+    if problem.ends is not None:
+        compiled.decline(problem.scheme, "the states at the ends of its steps are wanted")
+        return problem.ends.take(problem, gradients[problem.scheme.gradient].solve(problem))
     solution = compiled.solve(problem)
     return gradients[problem.scheme.gradient].solve(problem) if solution is None else solution
 

@@ -1,5 +1,6 @@
-"""Regularisers: integrals over depth that make F cheap to solve, as terms of the training loss."""
+"""Regularisers: integrals and sums over depth that make F cheap to solve, as terms of the training loss."""
 
+from odenet.regularisers.estimates import Estimate, LocalError, Stiffness
 from odenet.regularisers.integrals import jacobian, kinetic
 from odenet.regularisers.penalised import check_regularisers, penalised
 from odenet.regularisers.registry import regularisers
@@ -10,4 +11,14 @@ def list_regularisers() -> list[str]:
     return list(regularisers)
 
 
-__all__ = ["check_regularisers", "jacobian", "kinetic", "list_regularisers", "penalised", "regularisers"]
+__all__ = [
+    "Estimate",
+    "LocalError",
+    "Stiffness",
+    "check_regularisers",
+    "jacobian",
+    "kinetic",
+    "list_regularisers",
+    "penalised",
+    "regularisers",
+]

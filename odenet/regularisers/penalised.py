@@ -10,10 +10,13 @@ from torch import Tensor
 
 from odenet.depth import DepthWeights
 from odenet.errors import InputError
+from odenet.regularisers.estimates import Estimate
+from odenet.regularisers.measured import measured
 from odenet.regularisers.registry import regularisers
 from odenet.run import run
 from odenet.solvers import Scheme, Solution
 from odenet.solvers.control import rms
+from odenet.solvers.ends import StepEnds
 
 
 class Penalised(DepthWeights):
@@ -66,8 +69,10 @@ def penalised(
 ) -> tuple[Solution, Tensor]:
     """Solve, and integrate regularisers with the solver's own quadrature: Σ_i factor_i mean_b ∫ ρ_i dt.
 
+    Estimates of steps are summed, Σ_i factor_i mean_b Σ_n |h_n| ρ_i(step n): each step is taken again from its start.
+
     The state takes the steps that it takes without them: they are left out of the error norm. Their gradient is as
-    exact as the gradient method.
+    exact as the gradient method. For estimates the state at the end of each step is kept, whatever the method.
 
     Args:
         weights: F with its weights over depth.
@@ -84,17 +89,29 @@ def penalised(
     Reference:
         Finlay et al. 2020, How to Train Your Neural ODE (one probe for a solve).
     """
-    probe = torch.randint(0, 2, x.shape, device=x.device).to(x.dtype) * 2 - 1
-    state = (x, x.new_zeros(len(x), len(factors)))
-    if scheme.adaptive:
-        norm = scheme.norm or rms
-        scheme = scheme.but(norm=lambda tree: norm(tree[0]))
-    whole = run(Penalised(weights, list(factors), probe), state, interval, scheme, ts, args)
-    parts = [whole.unpacked(packed) for packed in whole.states]
-    solution = Solution([part[0] for part in parts], whole.times, whole.stats, error=whole.error)
+    estimates = {name: regularisers[name] for name in factors if isinstance(regularisers[name], Estimate)}
+    integrals = [name for name in factors if name not in estimates]
+    for estimate in estimates.values():
+        estimate.check(scheme)
+    ends = StepEnds() if estimates else None
     direction = 1.0 if float(interval[1]) >= float(interval[0]) else -1.0
-    each = direction * parts[-1][1].mean(0)
-    return solution, (each * each.new_tensor(list(factors.values()))).sum()
+    parts: dict[str, Tensor] = {}
+    if integrals:
+        probe = torch.randint(0, 2, x.shape, device=x.device).to(x.dtype) * 2 - 1
+        state = (x, x.new_zeros(len(x), len(integrals)))
+        if scheme.adaptive:
+            norm = scheme.norm or rms
+            scheme = scheme.but(norm=lambda tree: norm(tree[0]))
+        whole = run(Penalised(weights, integrals, probe), state, interval, scheme, ts, args, ends=ends)
+        unpacked = [whole.unpacked(packed) for packed in whole.states]
+        solution = Solution([part[0] for part in unpacked], whole.times, whole.stats, error=whole.error)
+        parts |= zip(integrals, direction * unpacked[-1][1].mean(0), strict=True)
+        show = lambda packed: whole.unpacked(packed)[0]  # noqa: E731
+    else:
+        solution, show = run(weights, x, interval, scheme, ts, args, ends=ends), lambda x: x
+    if ends is not None:
+        parts |= zip(estimates, measured(ends, list(estimates.values()), show).mean(0), strict=True)
+    return solution, torch.stack([factor * parts[name] for name, factor in factors.items()]).sum()
 
 
 def check_regularisers(factors: Mapping[str, float] | None, scheme: Scheme) -> dict[str, float]:
@@ -106,12 +123,20 @@ def check_regularisers(factors: Mapping[str, float] | None, scheme: Scheme) -> d
 
     Raises:
         UnknownNameError: there is no such regulariser.
-        InputError: a factor is not a non-negative number, or samples have steps of their own.
+        InputError: a factor is not a non-negative number, samples have steps of their own, or the scheme's solver gives
+            no such estimate.
     """
     if factors and scheme.per_sample:
         raise InputError("regularisers are integrated over steps that all samples share; leave out per_sample or them")
     for name, factor in (factors or {}).items():
-        regularisers[name]
+        regulariser = regularisers[name]
+        if isinstance(regulariser, Estimate):
+            if scheme.backend != "native":
+                raise InputError(
+                    f"regulariser {name!r} is an estimate of each step, which backend='native' knows, "
+                    f"got backend={scheme.backend!r}; use 'kinetic' or 'jacobian' with it"
+                )
+            regulariser.check(scheme)
         if not isinstance(factor, int | float) or isinstance(factor, bool) or not 0 <= factor < float("inf"):
             raise InputError(f"the factor of regulariser {name!r} must be a non-negative number, got {factor!r}")
     return dict(factors or {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +12,6 @@ from odenet.registry import Registry
 Pull = Callable[[Tensor], Tensor]
 Integrand = Callable[[Tensor, Pull, Tensor], Tensor]
 
-regularisers: Registry[Integrand] = Registry("regulariser")
-"""Each a function (k, pull, probe) -> (batch,) of k = F(t, x), pull(v) = vᵀ ∂F/∂x, and a random ±1 tensor like x, drawn
-once for a solve."""
+regularisers: Registry[Any] = Registry("regulariser")
+"""Each an integrand, which is a function (k, pull, probe) -> (batch,) of k = F(t, x), pull(v) = vᵀ ∂F/∂x, and a random
+±1 tensor like x, drawn once for a solve; or an `Estimate` of each step."""

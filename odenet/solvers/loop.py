@@ -74,6 +74,9 @@ def integrate(problem: Problem, watch: Watch | None = None) -> Solution:
                     hits = watcher.hits(stepper, f, trial)
                     outputs.insert(hits)
                     due = outputs.next
+                if problem.ends is not None:
+                    problem.ends.add(span, outputs)
+                    due = outputs.next
                 if sign * (t - due) >= 0:
                     outputs.pass_over(stepper, f, trial)
                     due = outputs.next

@@ -14,6 +14,7 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 from odenet.depth import DepthWeights
 from odenet.errors import InputError
 from odenet.solvers.callbacks import Callbacks
+from odenet.solvers.ends import StepEnds
 from odenet.solvers.events import Event, Hit
 from odenet.solvers.field import VectorField
 from odenet.solvers.grid import Piece, check_grid, landings, pieces_of_depth, spans_of, stepped_grid, uniform_grid
@@ -49,6 +50,7 @@ class Problem:
         stats: what happened so far.
         callbacks: told of every step of a native solver.
         backward_callbacks: told of every step that a native adjoint takes on the way back.
+        ends: gathers the accepted steps and the states at their ends.
 
     Raises:
         InputError: a value that cannot be used.
@@ -82,6 +84,7 @@ class Problem:
         self.stats = Stats()
         self.callbacks: Callbacks | None = None
         self.backward_callbacks: Callbacks | None = None
+        self.ends: StepEnds | None = None
         self._pieces = pieces_of_depth(self.t0, self.t1, weights.knots, scheme.jumps)
         self._spans = None if scheme.adaptive else self._grid()
 

@@ -1,0 +1,94 @@
+"""Sums of estimates over the accepted steps, differentiable, each step taken again on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet.gradients.inputs import Inputs, vjp
+from odenet.gradients.pullback import leaf
+from odenet.regularisers.estimates import Estimate, Step
+from odenet.solvers.ends import StepEnds
+from odenet.solvers.problem import Problem, transforms
+from odenet.solvers.registry import solvers
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+
+
+def measured(ends: StepEnds, estimates: Sequence[Estimate], show: Callable[[Tensor], Tensor]) -> Tensor:
+    """Σ_n |h_n| estimate_i(step n) for each sample.
+
+    With gradient="autograd" the steps that are taken again stay on the tape; with any other method they leave nothing,
+    and are taken once more, one at a time, on the way back. Running statistics see none of it.
+
+    Args:
+        ends: the accepted steps and the states at their ends, differentiable.
+        estimates: what is asked of each step.
+        show: the part of a state that counts.
+
+    Returns:
+        Shape (batch, estimates).
+    """
+    problem = ends.problem
+    assert problem is not None
+    stepper, x = solvers[problem.scheme.solver].prepare(problem), problem.x0
+    total = x.new_zeros(len(x), len(estimates), dtype=x.dtype.to_real())
+    taped = problem.scheme.gradient == "autograd" or bool(transforms())
+    inputs = None if taped else Inputs(problem)
+    with problem.field.consistency.recomputation():  # evaluations of the forward pass that leave no trace in F
+        for span, x_next in zip(ends.spans, ends.states, strict=True):
+            f = problem.field.piece(span.piece)
+
+            def measure(x: Tensor, x_next: Tensor, f: Any = f, span: Any = span) -> Tensor:
+                step = Step(stepper, f, span, x, x_next, show)
+                return torch.stack([estimate(step) for estimate in estimates], 1) * abs(span.h)
+
+            if inputs is not None:
+                measure = partial(_recomputed, problem, inputs, span.piece, measure)
+            total = total + measure(x, x_next)
+            x = x_next
+    return total
+
+
+def _recomputed(problem: Problem, inputs: Inputs, piece: int, measure: Measure, x: Tensor, x_next: Tensor) -> Tensor:
+    return _Recomputed.apply(problem, inputs, piece, measure, x, x_next, *inputs.piece(piece))  # pyright: ignore[reportReturnType]
+
+
+class _Recomputed(torch.autograd.Function):
+    """A function of the states at both ends of a step, whose graph is made when its gradient is asked for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        problem: Problem,
+        inputs: Inputs,
+        piece: int,
+        measure: Measure,
+        x: Tensor,
+        x_next: Tensor,
+        *tensors: Tensor,
+    ) -> Tensor:
+        ctx.problem, ctx.inputs, ctx.piece, ctx.measure = problem, inputs, piece, measure
+        ctx.save_for_backward(x, x_next, *tensors)
+        return measure(x, x_next)
+
+    @staticmethod
+    def backward(ctx: Any, a: Tensor) -> Any:
+        x, x_next, *tensors = ctx.saved_tensors
+        again, stats = torch.is_grad_enabled(), ctx.problem.stats
+        before = stats.nfe_backward
+        with ctx.problem.field.recompute(), torch.enable_grad():
+            ends = [x, x_next] if again else [leaf(x), leaf(x_next)]
+            value = ctx.measure(*ends)
+        stats.vjps += stats.nfe_backward - before
+        ctx.inputs.check(ctx.piece, [value], *ends)
+        wanted = [t for t in (*ends, *tensors) if t.requires_grad]
+        keep = again or ctx.inputs.computed
+        parts = iter(
+            vjp([value], wanted, [a], keep, create_graph=again) if value.requires_grad else [None] * len(wanted)
+        )
+        return None, None, None, None, *(next(parts) if t.requires_grad else None for t in (*ends, *tensors))

@@ -1,0 +1,177 @@
+"""Local-error and stiffness estimates as regularisers: closed forms for linear F, refusals, and what they leave alone."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import odenet
+from odenet.errors import InputError
+from tests.oracles import Counted
+from tests.oracles.problems import LINEAR_X0, A
+
+DOPRI5_A = [  # Dormand and Prince 1980, as printed in Hairer, Nørsett and Wanner 1993, table II.5.2
+    [],
+    [1 / 5],
+    [3 / 40, 9 / 40],
+    [44 / 45, -56 / 15, 32 / 9],
+    [19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729],
+    [9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656],
+    [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84],
+]
+DOPRI5_B4 = [5179 / 57600, 0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40]
+
+
+class Linear(nn.Module):
+    def __init__(self, matrix=A):
+        super().__init__()
+        self.A = nn.Parameter(matrix.clone())
+
+    def forward(self, t, x):
+        return x @ self.A.T
+
+
+def penalty(block, x=LINEAR_X0):
+    y = block(x)
+    (found,) = odenet.take_penalties(block)
+    return y, found
+
+
+def total(matrix, estimate, propagate, h, steps):
+    """Σ_n h |E x_n|, mean over the batch, with E and the step given as matrices."""
+    x, found = LINEAR_X0.numpy().T, 0.0
+    for _ in range(steps):
+        found += h * np.linalg.norm(estimate @ x, axis=0).mean()
+        x = propagate @ x
+    return found
+
+
+def test_the_error_estimate_of_dopri5_by_hand():
+    h, B, one = 0.5, A.numpy(), np.eye(3)
+    k = []
+    for row in DOPRI5_A:
+        k.append(B @ (one + h * sum((w * K for w, K in zip(row, k, strict=True)), np.zeros((3, 3)))))
+    high = one + h * sum(w * K for w, K in zip(DOPRI5_A[6], k, strict=False))
+    low = one + h * sum(w * K for w, K in zip(DOPRI5_B4, k, strict=True))
+    block = odenet.ODEBlock(Linear(), solver="dopri5", steps=4, t1=2.0, regularisers={"local_error": 0.5})
+    assert float(penalty(block)[1].detach()) == pytest.approx(0.5 * total(B, high - low, high, h, 4), rel=1e-9)
+
+
+def test_a_network_of_layers_is_held_against_heun():
+    """Of Euler's method E = h²A²x/2."""
+    h, B = 0.25, A.numpy()
+    net = odenet.ResNet(Linear(), 4, weights="tied", regularisers={"local_error": 1.0})
+    truth = total(B, h * h / 2 * B @ B, np.eye(3) + h * B, h, 4)
+    assert float(penalty(net)[1].detach()) == pytest.approx(truth, rel=1e-12)
+
+
+def test_a_method_without_a_pair_is_held_against_half_steps():
+    def rk4(z):
+        return sum(np.linalg.matrix_power(z, n) / math.factorial(n) for n in range(5))
+
+    h, B = 0.5, A.numpy()
+    whole, halved = rk4(h * B), rk4(h / 2 * B) @ rk4(h / 2 * B)
+    block = odenet.ODEBlock(Linear(), solver="rk4", steps=2, regularisers={"local_error": 1.0})
+    truth = total(B, (halved - whole) * 16 / 15, whole, h, 2)
+    assert float(penalty(block)[1].detach()) == pytest.approx(truth, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "solver", ["euler", "heun2", "rk4", "dopri5", "tsit5", "vern7", "alf", "ab2", "implicit_euler"]
+)
+def test_the_stiffness_of_decay_is_its_rate(solver):
+    F = Linear(torch.tensor([[-3.0]], dtype=torch.float64))
+    x, gradient = torch.tensor([[1.0], [-2.0]], dtype=torch.float64), "checkpoint"
+    block = odenet.ODEBlock(F, solver, steps=5, t0=1.0, t1=-1.0, gradient=gradient, regularisers={"stiffness": 1.0})
+    _, found = penalty(block, x)
+    assert float(found.detach()) == pytest.approx(6.0, rel=1e-9)
+    (got,) = torch.autograd.grad(found, F.A)
+    assert float(got) == pytest.approx(-2.0, rel=1e-7)
+
+
+@pytest.mark.parametrize("name", ["local_error", "stiffness"])
+@pytest.mark.parametrize("solver", ["euler", "dopri5"])
+def test_gradients_are_finite_differences_and_have_gradients(name, solver):
+    torch.manual_seed(0)
+    F = odenet.residual.MLP(3, width=5, time="concat").double()
+    parameters, found = list(F.parameters()), {}
+    direction = [torch.randn_like(p) for p in parameters]
+    for gradient in ("autograd", "checkpoint"):
+        block = odenet.ODEBlock(F, solver, steps=3, gradient=gradient, regularisers={name: 1.0, "kinetic": 0.01})
+        first = torch.autograd.grad(penalty(block)[1], parameters, create_graph=True)
+        slope = sum((g * d).sum() for g, d in zip(first, direction, strict=True))
+        second = torch.autograd.grad(slope, parameters, allow_unused=True, materialize_grads=True)
+        values = []
+        for step in (1e-5, -2e-5, 1e-5):
+            with torch.no_grad():
+                for p, d in zip(parameters, direction, strict=True):
+                    p.add_(d, alpha=step)
+            values.append(float(penalty(block)[1].detach()))
+        assert float(slope) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6)
+        found[gradient] = second
+    torch.testing.assert_close(found["checkpoint"], found["autograd"], rtol=1e-7, atol=1e-9)
+
+
+def test_evaluations_are_counted_and_the_solve_is_left_alone():
+    torch.manual_seed(0)
+    F = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Dropout(0.5)).double()
+    twin = copy.deepcopy(F)
+    results = []
+    for body, factors in ((F, {}), (twin, {"local_error": 1.0, "stiffness": 1.0})):
+        counted = Counted(lambda t, x, body=body: body(x))
+        counted.body = body
+        block = odenet.ODEBlock(counted, solver="dopri5", rtol=1e-3, atol=1e-3, regularisers=factors)
+        torch.manual_seed(1)
+        y = block(LINEAR_X0)
+        results.append((y, block.stats, counted.calls if hasattr(counted, "calls") else None, body[1].running_mean))
+    (plain, stats, _, mean), (y, more, calls, same) = results
+    assert torch.equal(plain, y) and torch.equal(mean, same) and more.h == stats.h
+    assert more.nfe == stats.nfe + 7 * stats.accepted
+    assert calls in (None, more.nfe)
+    before = torch.autograd.grad(y.sum() + sum(odenet.take_penalties(block)), list(twin.parameters()))
+    assert all(bool(g.isfinite().all()) for g in before) and torch.equal(mean, twin[1].running_mean)
+
+
+def test_a_state_at_rest_has_neither_and_no_nan():
+    F = Linear(torch.zeros(3, 3, dtype=torch.float64))
+    block = odenet.ResNet(F, 3, regularisers={"local_error": 1.0, "stiffness": 1.0})
+    _, found = penalty(block)
+    assert float(found.detach()) == 0
+    assert bool(torch.autograd.grad(found, F.A)[0].isfinite().all())
+
+
+def test_outputs_inside_and_at_steps_are_those_asked_for():
+    F = odenet.residual.MLP(3, width=5).double()
+    ts = [0.0, 0.1, 0.25, 0.5, 0.8, 1.0]
+    plain = odenet.ODEBlock(F, "dopri5", steps=4)
+    block = odenet.ODEBlock(F, "dopri5", steps=4, gradient="stagewise", regularisers={"local_error": 1.0})
+    assert torch.equal(block.trajectory(LINEAR_X0, ts), plain.trajectory(LINEAR_X0, ts))
+    part = penalty(odenet.ODEBlock(F, "dopri5", steps=4, regularisers={"local_error": 1.0}))[1]
+    (whole,) = odenet.take_penalties(block)
+    torch.testing.assert_close(whole, part)
+
+
+@pytest.mark.parametrize("name", ["local_error", "stiffness"])
+def test_training_pushes_them_down(name):
+    torch.manual_seed(0)
+    x = torch.randn(32, 3)
+    F, found = odenet.residual.MLP(3, width=8), []
+    block = odenet.ResNet(F, 4, regularisers={name: 1.0})
+    optimizer = torch.optim.Adam(F.parameters(), 0.02)
+    for _ in range(30):
+        value = penalty(block, x)[1]
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        found.append(float(value.detach()))
+    assert found[-1] < 0.3 * found[0]
+
+
+def test_what_cannot_be_estimated_is_refused_in_words():
+    with pytest.raises(InputError, match="explicit Runge-Kutta method, which solver 'alf' is not; use 'stiffness'"):
+        odenet.ODEBlock(Linear(), "alf", regularisers={"local_error": 1.0})
+    with pytest.raises(InputError, match="which backend='native' knows, got backend='torchdiffeq'"):
+        odenet.ODEBlock(Linear(), backend="torchdiffeq", regularisers={"stiffness": 1.0})
