@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from odenet.blocks import Block, blocks_of, collect_stats
+from odenet.blocks import blocks_of, collect_stats
+from odenet.diagnostics.gradient_truth import Grads, Loss, Task, Truths
 from odenet.diagnostics.gradient_verdict import recommendation, verdict
 from odenet.errors import InputError, OdenetError
 from odenet.gradients import gradients
 from odenet.solvers import Scheme
-from odenet.solvers.scheme import ADAPTIVE_ONLY
-
-Loss = Callable[[Tensor], Tensor]
-Grads = dict[str, Tensor]
 
 
 @dataclass
@@ -130,7 +125,7 @@ def audit_gradients(
     blocks = blocks_of(network)
     if not blocks:
         raise InputError(f"{type(network).__name__} holds no ResNet and no ODEBlock whose gradient could be audited")
-    task = _Task(network, x.detach(), loss or (lambda y: y.abs().square().mean()))
+    task = Task(network, x.detach(), loss or (lambda y: y.abs().square().mean()))
     used, own = blocks[0].scheme.gradient, [block.scheme for block in blocks]
     regularisers = [block.regularisers for block in blocks]  # no part of the loss that is differentiated here
     found: list[MethodAudit] = []
@@ -138,7 +133,7 @@ def audit_gradients(
     try:
         for block in blocks:
             block.regularisers = {}
-        truths = _Truths(task, own)
+        truths = Truths(task, own)
         for name in names:
             given = (options or {}).get(name)
             try:
@@ -155,53 +150,6 @@ def audit_gradients(
     return Audit(measured, [m for m in found if m.note], used, x.dtype)
 
 
-class _Task:
-    """A network, its input and its loss; every run of it begins with the same random numbers and statistics."""
-
-    def __init__(self, network: nn.Module, x: Tensor, loss: Loss):
-        self.network, self.x, self.loss = network, x, loss
-        self.blocks: list[Block] = blocks_of(network)
-        self.names = {n: p for n, p in network.named_parameters() if p.requires_grad}
-        self.device = x.device
-        self.seed = torch.initial_seed() % 2**31
-
-    def double(self) -> _Task:
-        """The same in float64."""
-        kind = torch.complex128 if self.x.is_complex() else torch.float64
-        task = _Task(copy.deepcopy(self.network).double(), self.x.to(kind), self.loss)
-        task.seed = self.seed
-        return task
-
-    def walk(self, schemes: Sequence[Scheme]) -> None:
-        """Give each block its scheme."""
-        for block, scheme in zip(self.blocks, schemes, strict=True):
-            block.scheme = scheme
-
-    @contextlib.contextmanager
-    def fresh(self) -> Iterator[None]:
-        """Random numbers and buffers are put back afterwards."""
-        buffers = [(b, b.clone()) for b in self.network.buffers()]
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.seed)
-            try:
-                yield
-            finally:
-                for buffer, before in buffers:
-                    buffer.data.copy_(before)
-
-    def forward(self) -> tuple[Tensor, Tensor, Tensor]:
-        """x as a leaf, the output and the loss."""
-        x = self.x.clone().requires_grad_()
-        y = self.network(x)
-        return x, y, self.loss(y)
-
-    def backward(self, x: Tensor, loss: Tensor) -> Grads:
-        """The gradients by name, "x" first."""
-        leaves = {"x": x, **self.names}
-        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(leaves.items(), found, strict=True)}
-
-
 def _scheme(own: Scheme, name: str, options: Mapping[str, Any] | None) -> Scheme:
     """A block's scheme with another gradient method."""
     method = gradients[name]
@@ -213,7 +161,7 @@ def _scheme(own: Scheme, name: str, options: Mapping[str, Any] | None) -> Scheme
     return scheme
 
 
-def _measure(task: _Task, name: str, schemes: list[Scheme], truths: _Truths, repeats: int) -> MethodAudit:
+def _measure(task: Task, name: str, schemes: list[Scheme], truths: Truths, repeats: int) -> MethodAudit:
     task.walk(schemes)
     with task.fresh():
         held = _bytes_held(task)
@@ -237,65 +185,6 @@ def _measure(task: _Task, name: str, schemes: list[Scheme], truths: _Truths, rep
     return audit
 
 
-class _Truths:
-    """Gradients in float64 by backprop through the steps that were taken, each computed once.
-
-    Args:
-        task: what is differentiated.
-        own: the schemes of its blocks.
-
-    Attributes:
-        answer: the output with these, in float64.
-    """
-
-    def __init__(self, task: _Task, own: list[Scheme]):
-        self.task = task
-        self._found: dict[str, Grads] = {}
-        task.walk(own)
-        with task.fresh(), torch.no_grad():
-            task.network(task.x)
-        key, walked = self._walk(own, False)
-        self._found[key], self.answer = self._compute(walked)
-
-    def of(self, name: str, schemes: list[Scheme]) -> Grads:
-        """For a method that the network has just been walked with."""
-        form = not gradients[name].own_steps
-        key, walked = self._walk(schemes, form)
-        if key not in self._found:
-            self._found[key], _ = self._compute(walked)
-        return self._found[key]
-
-    def _walk(self, schemes: list[Scheme], form: bool) -> tuple[str, list[Scheme]]:
-        walked, grids = [], []
-        for block, scheme in zip(self.task.blocks, schemes, strict=True):
-            options = {**scheme.gradient_options, "backward": "autograd"} if form else {}
-            scheme = scheme.but(gradient=scheme.gradient if form else "autograd", gradient_options=options)
-            walked.append(_on_grid(scheme, block))
-            grids.append(f"{scheme.backend} {block.stats.h if walked[-1] is not scheme else scheme}")
-        return f"{form and schemes[0].gradient} {grids}", walked
-
-    def _compute(self, walked: list[Scheme]) -> tuple[Grads, Tensor]:
-        double = self.task.double()
-        double.walk(walked)
-        with double.fresh():
-            x, y, loss = double.forward()
-            return double.backward(x, loss), y.detach()
-
-
-def _on_grid(scheme: Scheme, block: Block) -> Scheme:
-    """A scheme that takes the steps which an adaptive block took, if its solver can take given steps."""
-    if not scheme.adaptive or scheme.backend != "native" or not block.stats.h:
-        return scheme
-    sign, grid = (1.0 if block.t1 >= block.t0 else -1.0), [block.t0]
-    for h in block.stats.h:
-        grid.append(grid[-1] + sign * h)
-    free = {name: getattr(Scheme, name) for name in ADAPTIVE_ONLY}
-    try:
-        return scheme.but(grid=[*grid[:-1], block.t1], **free)
-    except InputError:
-        return scheme
-
-
 def _groups(truth: Grads) -> dict[str, list[str]]:
     """Names of parameters by the module that holds them."""
     groups: dict[str, list[str]] = {}
@@ -314,7 +203,7 @@ def _compare(got: Grads, truth: Grads, names: Sequence[str]) -> tuple[float, flo
     return float((a - b).norm()) / size, float(a @ b / ((a.norm() or 1.0) * size))
 
 
-def _bytes_held(task: _Task) -> float:
+def _bytes_held(task: Task) -> float:
     """Peak of what is held for the backward pass."""
     from odenet.training.memory import SavedTensorMeter
 
@@ -332,7 +221,7 @@ def _bytes_held(task: _Task) -> float:
     return float(meter.peak)
 
 
-def _seconds(task: _Task, repeats: int) -> tuple[float, float]:
+def _seconds(task: Task, repeats: int) -> tuple[float, float]:
     """Seconds forward and backward, the best of `repeats`."""
     times = []
     for _ in range(max(1, repeats)):

@@ -82,13 +82,13 @@ class _Recomputed(torch.autograd.Function):
         again, stats = torch.is_grad_enabled(), ctx.problem.stats
         before = stats.nfe_backward
         with ctx.problem.field.recompute(), torch.enable_grad():
-            ends = [x, x_next] if again else [leaf(x), leaf(x_next)]
+            ends = [t if again and t.requires_grad else leaf(t) for t in (x, x_next)]
             value = ctx.measure(*ends)
         stats.vjps += stats.nfe_backward - before
         ctx.inputs.check(ctx.piece, [value], *ends)
-        wanted = [t for t in (*ends, *tensors) if t.requires_grad]
+        asked = ctx.needs_input_grad[4:]
+        wanted = [t for t, needed in zip((*ends, *tensors), asked, strict=True) if needed]
         keep = again or ctx.inputs.computed
-        parts = iter(
-            vjp([value], wanted, [a], keep, create_graph=again) if value.requires_grad else [None] * len(wanted)
-        )
-        return None, None, None, None, *(next(parts) if t.requires_grad else None for t in (*ends, *tensors))
+        found = vjp([value], wanted, [a], keep, again) if value.requires_grad else [None] * len(wanted)
+        parts = iter(found)
+        return None, None, None, None, *(next(parts) if needed else None for needed in asked)

@@ -1,4 +1,4 @@
-"""Local-error and stiffness estimates as regularisers: closed forms for linear F, refusals, and what they leave alone."""
+"""Local-error and stiffness estimates as regularisers: closed forms for linear F, and what they leave alone."""
 
 import copy
 import math
@@ -110,7 +110,7 @@ def test_gradients_are_finite_differences_and_have_gradients(name, solver):
                 for p, d in zip(parameters, direction, strict=True):
                     p.add_(d, alpha=step)
             values.append(float(penalty(block)[1].detach()))
-        assert float(slope) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6)
+        assert float(slope.detach()) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6)
         found[gradient] = second
     torch.testing.assert_close(found["checkpoint"], found["autograd"], rtol=1e-7, atol=1e-9)
 
@@ -126,11 +126,11 @@ def test_evaluations_are_counted_and_the_solve_is_left_alone():
         block = odenet.ODEBlock(counted, solver="dopri5", rtol=1e-3, atol=1e-3, regularisers=factors)
         torch.manual_seed(1)
         y = block(LINEAR_X0)
-        results.append((y, block.stats, counted.calls if hasattr(counted, "calls") else None, body[1].running_mean))
+        results.append((y, block.stats, counted.calls, body[1].running_mean))
     (plain, stats, _, mean), (y, more, calls, same) = results
     assert torch.equal(plain, y) and torch.equal(mean, same) and more.h == stats.h
     assert more.nfe == stats.nfe + 7 * stats.accepted
-    assert calls in (None, more.nfe)
+    assert calls == more.nfe
     before = torch.autograd.grad(y.sum() + sum(odenet.take_penalties(block)), list(twin.parameters()))
     assert all(bool(g.isfinite().all()) for g in before) and torch.equal(mean, twin[1].running_mean)
 
