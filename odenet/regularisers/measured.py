@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -47,9 +46,10 @@ def measured(ends: StepEnds, estimates: Sequence[Estimate], show: Callable[[Tens
                 step = Step(stepper, f, span, x, x_next, show)
                 return torch.stack([estimate(step) for estimate in estimates], 1) * abs(span.h)
 
-            if inputs is not None:
-                measure = partial(_recomputed, problem, inputs, span.piece, measure)
-            total = total + measure(x, x_next)
+            if inputs is None:
+                total = total + measure(x, x_next)
+            else:
+                total = total + _recomputed(problem, inputs, span.piece, measure, x, x_next)
             x = x_next
     return total
 
