@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -13,10 +14,27 @@ from odenet.errors import InputError
 from odenet.regularisers import check_regularisers, penalised
 from odenet.run import run
 from odenet.solve import make_scheme
-from odenet.solvers import Scheme, Solution, Stats
+from odenet.solvers import Scheme, Solution, Stats, backends
 from odenet.solvers.control import MAX_STEPS
 from odenet.solvers.grid import uniform_grid, with_knots
 from odenet.solvers.times import host_time
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A network made of an adaptive solve.
+
+    Attributes:
+        grid: ends of its steps.
+        change: ||new - old|| / ||old|| of its answer against that of the block it came from.
+        nfe: evaluations of F of the network.
+        nfe_before: evaluations of F of the block.
+    """
+
+    grid: list[float]
+    change: float
+    nfe: int
+    nfe_before: int
 
 
 class Block(nn.Module):
@@ -106,6 +124,8 @@ class Block(nn.Module):
                 "with per_sample=True every sample has steps of its own, and no times that all share: give ts, or read "
                 "block.stats.samples.h"
             )
+        if self.scheme.grid is not None:
+            return [self.t0, *self.scheme.grid[1:-1], self.t1]
         if self.scheme.steps is not None:
             return uniform_grid(self.t0, self.t1, self.scheme.steps) if self.t0 != self.t1 else [self.t0]
         kept = [(buffer, buffer.clone()) for buffer in self.weights.buffers()]
@@ -176,6 +196,36 @@ class Block(nn.Module):
         """
         return ResNet(self.weights, steps, solver=solver, t0=self.t0, t1=self.t1, gradient=gradient, **scheme)
 
+    @torch.no_grad()
+    def distill(self, x: Tensor, tol: float = 1e-3, solver: str | None = None, args: tuple[Any, ...] = ()) -> ResNet:
+        """A network whose layers are the steps that an adaptive solve accepts on given data.
+
+        Args:
+            x: (batch, ...) states at t0 to solve from.
+            tol: rtol and atol of that solve.
+            solver: method of the solve and of the network; None for this block's, if it is adaptive, else "dopri5". A
+                method without an error estimate takes the steps that "dopri5" accepts.
+            args: handed to F after (t, x).
+
+        Returns:
+            A `ResNet` on that grid with the same weights; its `distillation` says what it is and what it costs.
+
+        Raises:
+            InputError: an argument that cannot be used.
+            SolveError: the solve broke down.
+        """
+        methods = backends["native"].methods()
+        own = self.scheme.solver if self.scheme.backend == "native" else "dopri5"
+        solver = solver or (own if methods[own].adaptive and methods[own].fixed else "dopri5")
+        picks = solver if solver not in methods or methods[solver].adaptive else "dopri5"
+        adaptive = ODEBlock(self.weights, picks, rtol=tol, atol=tol, t0=self.t0, t1=self.t1)
+        grid = adaptive.train(self.training).depths(x, args)
+        network = ResNet(self.weights, None, solver=solver, t0=self.t0, t1=self.t1, grid=grid).train(self.training)
+        before, after = self(x, *args), network(x, *args)
+        change = float((after - before).norm() / before.norm())
+        network.distillation = Distillation(grid, change, network.stats.nfe, self.stats.nfe)
+        return network
+
     def refine(self, k: int = 2, steps: int | None = None) -> Self:
         """This block with k times the pieces of weights (functions, if the basis is global), the same θ(t).
 
@@ -242,7 +292,7 @@ class ResNet(Block):
 
     Args:
         F: residual function or module, called as F(t, x, *args); or `DepthWeights`, which are shared.
-        steps: N, at least 1.
+        steps: N, at least 1; None with a grid.
         solver: any method with a fixed step.
         weights: "tied" (one F), "untied" (one F a layer: F itself and N - 1 copies with weights drawn anew), or a
             function of F such as `odenet.depth.piecewise_constant(N)`.
@@ -254,6 +304,10 @@ class ResNet(Block):
         options: handed to torchdiffeq's solver.
         gradient_options: handed to the gradient method.
         regularisers: names (see `odenet.list_regularisers`) and factors, for `take_penalties`.
+        grid: ends of the steps, from t0 to t1, instead of `steps`.
+
+    Attributes:
+        distillation: what it is, if it was made by `Block.distill`.
 
     Raises:
         InputError: an argument that cannot be used.
@@ -262,10 +316,12 @@ class ResNet(Block):
         He et al. 2015, Deep Residual Learning for Image Recognition.
     """
 
+    distillation: Distillation | None = None
+
     def __init__(
         self,
         F: Any,
-        steps: int,
+        steps: int | None,
         solver: str = "euler",
         weights: Any = "tied",
         t0: float = 0.0,
@@ -277,14 +333,16 @@ class ResNet(Block):
         options: Mapping[str, Any] | None = None,
         gradient_options: Mapping[str, Any] | None = None,
         regularisers: Mapping[str, float] | None = None,
+        grid: Sequence[float] | None = None,
     ):
-        if steps is None:
+        if steps is None and grid is None:
             raise InputError("a ResNet needs its number of steps; give steps=N, or use ODEBlock with rtol and atol")
         scheme = make_scheme(
             solver,
             gradient,
             backend,
             steps=steps,
+            grid=grid,
             max_steps=max(MAX_STEPS, steps if isinstance(steps, int) else 0),
             max_nfe=max_nfe,
             compile=compile,

@@ -129,9 +129,12 @@ class ExpandedPiece:
 
     def values(self, t: Tensor) -> Tensor:
         """Values of the active functions at times t, shape (*t.shape, count)."""
-        if self.table.device != t.device or self.table.dtype != t.dtype:
-            self.table = self.table.to(t.device, t.dtype)
-        return self.weights.basis.values((t - self.start) * self.scale, self.table)
+        table = self.table
+        if table.device != t.device or table.dtype != t.dtype:
+            table = table.to(t.device, t.dtype)
+            if type(table) is Tensor:  # not one that stands for it while something is traced
+                self.table = table
+        return self.weights.basis.values((t - self.start) * self.scale, table)
 
     def __call__(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:
         phi = self.values(t)

@@ -1,6 +1,7 @@
 """Models built from blocks."""
 
 from odenet.models.classifiers import ImageClassifier, NoDepth, VectorClassifier
+from odenet.models.distill import Unrolled, distill, unrolled
 from odenet.models.layers import Augment, Downsample
 from odenet.models.opened import from_blocks, from_resnet, load_original_state_dict, original_state_dict
 from odenet.models.plain import Plain
@@ -12,10 +13,13 @@ __all__ = [
     "ImageClassifier",
     "NoDepth",
     "Plain",
+    "Unrolled",
     "VectorClassifier",
+    "distill",
     "from_blocks",
     "from_resnet",
     "load_original_state_dict",
     "original_state_dict",
     "swap_blocks",
+    "unrolled",
 ]
