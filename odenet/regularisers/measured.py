@@ -74,7 +74,7 @@ class _Recomputed(torch.autograd.Function):
     ) -> Tensor:
         ctx.problem, ctx.inputs, ctx.piece, ctx.measure = problem, inputs, piece, measure
         ctx.save_for_backward(x, x_next, *tensors)
-        return measure(x, x_next)
+        return measure(x.detach(), x_next.detach())
 
     @staticmethod
     def backward(ctx: Any, a: Tensor) -> Any:

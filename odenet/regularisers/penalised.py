@@ -17,6 +17,7 @@ from odenet.run import run
 from odenet.solvers import Scheme, Solution
 from odenet.solvers.control import rms
 from odenet.solvers.ends import StepEnds
+from odenet.solvers.registry import solvers
 
 
 class Penalised(DepthWeights):
@@ -47,7 +48,7 @@ class PenalisedFunction:
     def __call__(self, t: Tensor, state: tuple[Tensor, Tensor], *args: Any) -> tuple[Tensor, Tensor]:
         x, taped = state[0], torch.is_grad_enabled()
         with torch.enable_grad():
-            leaf = x if x.requires_grad else x.detach().requires_grad_()
+            leaf = x if taped and x.requires_grad else x.detach().requires_grad_()
             k = self.F(t, leaf, *args)
 
             def pull(v: Tensor) -> Tensor:
@@ -100,8 +101,9 @@ def penalised(
         probe = torch.randint(0, 2, x.shape, device=x.device).to(x.dtype) * 2 - 1
         state = (x, x.new_zeros(len(x), len(integrals)))
         if scheme.adaptive:
-            norm = scheme.norm or rms
-            scheme = scheme.but(norm=lambda tree: norm(tree[0]))
+            norm = scheme.norm or (rms if scheme.backend == "native" else _rms)
+            rtol, atol = ((tol, 1.0) if isinstance(tol, Tensor) else tol for tol in (scheme.rtol, scheme.atol))
+            scheme = scheme.but(norm=lambda tree: norm(tree[0]), rtol=rtol, atol=atol)
         whole = run(Penalised(weights, integrals, probe), state, interval, scheme, ts, args, ends=ends)
         unpacked = [whole.unpacked(packed) for packed in whole.states]
         solution = Solution([part[0] for part in unpacked], whole.times, whole.stats, error=whole.error)
@@ -112,6 +114,11 @@ def penalised(
     if ends is not None:
         parts |= zip(estimates, measured(ends, list(estimates.values()), show).mean(0), strict=True)
     return solution, torch.stack([factor * parts[name] for name, factor in factors.items()]).sum()
+
+
+def _rms(x: Tensor) -> Tensor:
+    """√(mean |x|²) as a tensor, which torchdiffeq asks for."""
+    return x.abs().square().mean().sqrt()
 
 
 def check_regularisers(factors: Mapping[str, float] | None, scheme: Scheme) -> dict[str, float]:
@@ -137,6 +144,22 @@ def check_regularisers(factors: Mapping[str, float] | None, scheme: Scheme) -> d
                     f"got backend={scheme.backend!r}; use 'kinetic' or 'jacobian' with it"
                 )
             regulariser.check(scheme)
+        else:
+            _check_integral(name, scheme)
         if not isinstance(factor, int | float) or isinstance(factor, bool) or not 0 <= factor < float("inf"):
             raise InputError(f"the factor of regulariser {name!r} must be a non-negative number, got {factor!r}")
     return dict(factors or {})
+
+
+def _check_integral(name: str, scheme: Scheme) -> None:
+    """Raise `InputError` if the scheme cannot walk a quadrature beside the state."""
+    if scheme.backend == "scipy":
+        raise InputError(
+            f"regulariser {name!r} is a quadrature that must not change the steps, which backend='scipy' cannot leave "
+            "out of its error norm; use backend='native' or 'torchdiffeq'"
+        )
+    if scheme.backend == "native" and solvers[scheme.solver].partitioned:
+        raise InputError(
+            f"regulariser {name!r} is a quadrature beside the state, and solver {scheme.solver!r} takes the state as a "
+            "pair (q, p); use regulariser 'stiffness', or solver='rk4'"
+        )

@@ -10,7 +10,6 @@ from torch import Tensor
 from odenet.registry import Registry
 
 Pull = Callable[[Tensor], Tensor]
-Integrand = Callable[[Tensor, Pull, Tensor], Tensor]
 
 regularisers: Registry[Any] = Registry("regulariser")
 """Each an integrand, which is a function (k, pull, probe) -> (batch,) of k = F(t, x), pull(v) = vᵀ ∂F/∂x, and a random

@@ -154,6 +154,17 @@ def test_outputs_inside_and_at_steps_are_those_asked_for():
     torch.testing.assert_close(whole, part)
 
 
+@pytest.mark.parametrize("gradient", ["checkpoint", "momentum"])
+def test_estimates_and_integrals_together_are_their_sum(gradient):
+    F, found = odenet.residual.MLP(3, width=5).double(), []
+    for factors in ({"jacobian": 0.5, "stiffness": 2.0}, {"jacobian": 0.5}, {"stiffness": 2.0}):
+        torch.manual_seed(0)
+        value = penalty(odenet.ResNet(F, 3, gradient=gradient, regularisers=factors))[1]
+        found.append((value, *torch.autograd.grad(value, list(F.parameters()))))
+    both, *each = found
+    torch.testing.assert_close(both, tuple(a + b for a, b in zip(*each, strict=True)), rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("name", ["local_error", "stiffness"])
 def test_training_pushes_them_down(name):
     torch.manual_seed(0)

@@ -152,3 +152,30 @@ def test_unknown_names_and_factors_are_errors():
         odenet.ResNet(Linear(), 3, regularisers={"kinetic": -1})
     with pytest.raises(InputError, match="steps that all samples share"):
         odenet.ODEBlock(Linear(), per_sample=True, regularisers={"kinetic": 1.0})
+    with pytest.raises(InputError, match="solver 'leapfrog' takes the state as a pair"):
+        odenet.ODEBlock(Linear(), "leapfrog", steps=2, regularisers={"kinetic": 1.0})
+    with pytest.raises(InputError, match="backend='scipy' cannot leave out of its error norm"):
+        odenet.ODEBlock(Linear(), "RK45", backend="scipy", gradient="adjoint", regularisers={"kinetic": 1.0})
+
+
+@pytest.mark.parametrize("more", [{"steps": 8}, {"rtol": 1e-6, "atol": 1e-6}])
+def test_under_torchdiffeq_they_change_no_step(more):
+    """The steps of rk4 there are those of rk4_38 here."""
+    solver = "rk4" if "steps" in more else "dopri5"
+    F, found = Linear(), []
+    for backend in ("torchdiffeq", "native"):
+        ours = "rk4_38" if solver == "rk4" and backend == "native" else solver
+        scheme = {"solver": ours, "backend": backend, "gradient": "autograd", **more}
+        block = odenet.ODEBlock(F, regularisers={"kinetic": 1.0}, **scheme)
+        y, value = penalty(block, LINEAR_X0)
+        assert torch.equal(y, odenet.ODEBlock(F, **scheme)(LINEAR_X0))
+        found.append((value, *torch.autograd.grad(value, F.A)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_tolerance_for_each_element_is_that_of_the_state():
+    tolerance = torch.tensor([1e-3, 1e-6, 1e-4], dtype=torch.float64)
+    F, more = Linear(), {"rtol": tolerance, "atol": tolerance}
+    block = odenet.ODEBlock(F, regularisers={"kinetic": 1.0, "jacobian": 1.0}, **more)
+    y, _ = penalty(block, LINEAR_X0)
+    torch.testing.assert_close(y, odenet.ODEBlock(F, **more)(LINEAR_X0), rtol=1e-12, atol=1e-12)
