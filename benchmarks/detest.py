@@ -3,7 +3,8 @@
     python -m benchmarks.detest
 
 writes docs/detest.json (every measurement) and docs/detest.md (the table). With `--only odenet` the others' numbers are
-kept as they are.
+kept as they are. `--controller I` writes nothing: it prints, for odenet's methods, the sum of NFE and the
+geometric mean of error / tolerance under that controller, beside those of docs/detest.json.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers import TIMES, libraries
+from odenet.solvers.scheme import DEFAULT_CONTROLLER
 from tests.oracles.detest import DETEST, reference
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -28,12 +30,12 @@ LEAST = {"adaptive_heun": 1e-3, "fehlberg2": 1e-3, "bosh3": 1e-6}  # below, more
 Row = dict[str, Any]
 
 
-def measure(library: str, method: str, tolerance: float) -> list[Row]:
+def measure(library: str, method: str, tolerance: float, **numerics: str) -> list[Row]:
     """One row for each problem: the largest error over the 20 times and all components, in units of the tolerance."""
     solve, _ = libraries()[library]
     rows = []
     for problem in DETEST:
-        ys, nfe = solve(problem, method, tolerance)
+        ys, nfe = solve(problem, method, tolerance, **numerics)
         exact = reference(problem.name, TIMES)
         error = None if ys is None else float((np.abs(ys - exact) / (tolerance * (1 + np.abs(exact)))).max())
         rows.append(
@@ -120,6 +122,23 @@ def against_peers(rows: list[Row]) -> list[str]:
     return lines
 
 
+def beside(controller: str, methods: list[str] | None) -> None:
+    """Print what another controller makes of odenet's methods, beside what is on record for the default one."""
+    record: list[Row] = json.loads((DOCS / "detest.json").read_text())
+    print(
+        f"| method | tolerance | calls, {controller} | error, {controller} | calls, `{DEFAULT_CONTROLLER}` "
+        f"| error, `{DEFAULT_CONTROLLER}` |\n| --- | --- | ---: | ---: | ---: | ---: |"
+    )
+    for library, method, tolerance in cases():
+        if library == "odenet" and (not methods or method in methods):
+            line = f"| `{method}` | {tolerance:.0e} |"
+            default = pick(record, library=library, method=method, tolerance=tolerance)
+            for rows in (measure(library, method, tolerance, controller=controller), default):
+                errors = [row["error"] for row in rows if row["error"] is not None]
+                line += f" {sum(row['nfe'] for row in rows):,} | {geometric_mean(errors):.1f} |"
+            print(line, flush=True)
+
+
 ORDERS = {"adaptive_heun": 2, "fehlberg2": 2, "bosh3": 3, "dopri5": 5, "tsit5": 5, "dopri8": 8}
 
 
@@ -159,8 +178,11 @@ def main() -> None:
         "--only", choices=list(libraries()), help="measure this library again, keep the others' numbers"
     )
     parser.add_argument("--methods", nargs="*", help="measure these methods again only")
+    parser.add_argument("--controller", help="print odenet's numbers with this controller; docs/ is left as it is")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.controller is not None:
+        return beside(given.controller, given.methods)
     path = DOCS / "detest.json"
     rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
     rows = [row for row in rows if (row["library"], row["method"], row["tolerance"]) in cases()]

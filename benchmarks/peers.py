@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import odenet
+from odenet.solvers.scheme import DEFAULT_CONTROLLER
 from tests.oracles.detest import DETEST, END, Problem
 
 TIMES = tuple(float(t) for t in np.linspace(0, END, 21)[1:])
@@ -29,15 +30,16 @@ class Answer(NamedTuple):
     nfe: int
 
 
-def by_odenet(problem: Problem, method: str, tolerance: float) -> Answer:
+def by_odenet(problem: Problem, method: str, tolerance: float, controller: str = DEFAULT_CONTROLLER) -> Answer:
     """odenet.solve."""
     F, calls = _torch_function(problem)
     y0 = torch.tensor(problem.y0, dtype=torch.float64)
     try:
         with torch.no_grad():
             solution = odenet.solve(
-                F, y0, (0.0, END), solver=method, rtol=tolerance, atol=tolerance, ts=TIMES, max_steps=MAX_STEPS
-            )
+                F, y0, (0.0, END), solver=method, rtol=tolerance, atol=tolerance, ts=TIMES, max_steps=MAX_STEPS,
+                controller=controller,
+            )  # fmt: skip
     except odenet.errors.SolveError:
         return Answer(None, len(calls))
     return Answer(solution.ys.numpy(), len(calls))

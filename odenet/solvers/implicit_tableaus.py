@@ -111,6 +111,7 @@ _add(collocation("implicit_midpoint", 2, (1 / 2,), "Gauss-Legendre with one stag
 _add(collocation("trapezoid", 2, (0, 1), "Lobatto IIIA with two stages (Crank and Nicolson 1947)"))
 _add(collocation("gl4", 4, (1 / 2 - sqrt(3) / 6, 1 / 2 + sqrt(3) / 6), "Hammer and Hollingsworth 1955 (Gauss)"))
 _add(collocation("gl6", 6, (1 / 2 - sqrt(15) / 10, 1 / 2, 1 / 2 + sqrt(15) / 10), "Kuntzmann 1961; Butcher 1964"))
+_add(collocation("radau3", 3, (1 / 3, 1), "Ehle 1969 (Radau IIA with two stages)"))
 
 _radau = ((4 - sqrt(6)) / 10, (4 + sqrt(6)) / 10, 1.0)
 _eigenvalue = 1 / (3 + 3 ** (2 / 3) - 3 ** (1 / 3))  # the real one of the matrix a

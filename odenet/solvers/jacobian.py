@@ -30,7 +30,7 @@ def shaped(v: Tensor, like: Tensor) -> Tensor:
     lead = v.shape[:-1]
     if like.is_complex():
         return torch.view_as_complex(v.reshape(*lead, *like.shape, 2).to(like.dtype.to_real()).contiguous())
-    return v.reshape(*lead, *like.shape).to(like.dtype)
+    return v.reshape((*lead, *like.shape)).to(like.dtype)
 
 
 def size(x: Tensor) -> int:
@@ -56,7 +56,7 @@ def rows(value: Tensor, at: Tensor, seeds: Tensor) -> Tensor:
     All at once if autograd can batch the backward pass of F, else one after the other.
     """
     width = size(at)
-    if not value.requires_grad:
+    if not value.requires_grad or not len(seeds):
         return seeds.new_zeros(len(seeds), width)
     cotangents = shaped(seeds, value)
 

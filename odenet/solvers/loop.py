@@ -319,6 +319,10 @@ class _StepControl:
 def _nonfinite_error(trial: Trial, nfe: int, error: float | None) -> NonFiniteFunctionError | NonFiniteStateError:
     """Which of the two it was: F gave NaN or infinity for a finite state, or the state itself overflowed."""
     numbers = {"t": trial.span.t, "h": trial.span.h, "nfe": nfe, "error_ratio": error}
+    if _sample(trial.x) is not None:
+        return NonFiniteStateError(
+            "the state at the start of a step holds NaN or infinity", sample=_sample(trial.x), **numbers
+        )
     for number, k in enumerate(trial.stages, start=1):
         sample = _sample(k)
         if sample is not None:

@@ -198,6 +198,7 @@ def test_the_options_of_a_fixed_step_method_do_what_they_say():
         ("explicit_adams", {"max_order": 4}, 3),
         ("implicit_adams", {"max_order": 4, "max_iters": 2}, 4),
         ("explicit_adams", {"max_order": 2}, 4),
+        ("radauIIA3", {"max_iters": 2}, 3),
     ):
         ends, errors = torch.tensor([0.0, 1.0], dtype=torch.float64), []
         for h in (0.02, 0.01):

@@ -11,7 +11,7 @@ from scipy.integrate._ivp import radau
 from torch import nn
 
 import odenet
-from odenet.errors import FunctionBudgetError, NonFiniteFunctionError, NonlinearSolveError
+from odenet.errors import FunctionBudgetError, NonFiniteFunctionError, NonFiniteStateError, NonlinearSolveError
 from odenet.solvers.implicit_tableaus import IMPLICIT
 from odenet.solvers.newton import DENSE
 from odenet.solvers.trees import error_order_of, order_of_weights
@@ -330,3 +330,26 @@ def test_low_precision_converges_to_its_rounding(dtype, scheme):
     truth = odenet.solve(F, wide, solver="radau5", rtol=1e-9, atol=1e-9).last
     assert solution.last.dtype == dtype
     torch.testing.assert_close(solution.last.to(truth.dtype), truth, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("on_failure", ["raise", "status"])
+def test_nan_in_the_initial_state_is_not_put_down_to_F(on_failure):
+    x0 = torch.ones(3, 1)
+    x0[1] = float("nan")
+    try:
+        error = odenet.solve(lambda t, x: -x, x0, solver="trapezoid", steps=2, on_failure=on_failure).error
+    except NonFiniteStateError as raised:
+        error = raised
+    assert isinstance(error, NonFiniteStateError) and error.sample == 1
+
+
+@pytest.mark.parametrize(("name", "steps"), [("radau5", None), ("trbdf2", None), ("gl4", 4)])
+def test_states_of_no_sample_and_of_no_dimension(name, steps):
+    empty = torch.zeros(0, 2, dtype=torch.float64, requires_grad=True)
+    last = odenet.solve(lambda t, x: -x, empty, solver=name, steps=steps).last
+    last.sum().backward()
+    assert last.shape == (0, 2) and empty.grad is not None
+    number = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    last = odenet.solve(lambda t, x: -x, number, solver=name, steps=steps).last
+    (slope,) = torch.autograd.grad(last, number)
+    assert float(last.detach()) == pytest.approx(math.exp(-1), abs=1e-3) == float(slope)
