@@ -79,6 +79,20 @@ def test_a_network_whose_steps_fit_the_new_knots_stays_the_same_network():
     assert list(grid.scheme.grid) == [0.0, 0.3, 0.5, 1.0] and grid(x).shape == x.shape
 
 
+@pytest.mark.parametrize("change", [lambda b: b.refine(2), lambda b: b.coarsen(1), lambda b: b.project(chebyshev(3))])
+def test_a_block_with_other_weights_keeps_all_that_is_not_weights(change):
+    how = {"rtol": 1e-5, "atol": 1e-6, "gradient": "autograd", "compile": False, "max_nfe": 500, "warm_start": True}
+    block = odenet.ODEBlock(MLP(3, norm="none"), weights=bspline(1, 2), t1=2.0, regularisers={"kinetic": 0.1}, **how)
+    block.eval()(torch.randn(5, 3))
+    other = change(block)
+    assert type(other) is odenet.ODEBlock and not other.training
+    assert other.scheme == block.scheme and (other.t0, other.t1) == (0.0, 2.0)
+    assert other.regularisers == {"kinetic": 0.1} and other.warm_start
+    other.train()(torch.randn(5, 3))
+    (penalty,) = odenet.blocks.take_penalties(other)
+    assert float(penalty.detach()) > 0
+
+
 def test_knot_insertion_is_scipys():
     old, new = BSpline(3, 2), BSpline(3, 4)
     c = torch.randn(5, dtype=torch.float64)

@@ -1,40 +1,25 @@
-"""`ResNet` and `ODEBlock`: one residual function, walked in steps or as an ODE, and the way between them."""
+"""What both kinds of block are: F with its weights over depth, an interval and a scheme."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from odenet.depth import Constant, DepthWeights, Kind, weights_over_depth
+from odenet.blocks.distillation import distill
+from odenet.depth import Constant, DepthWeights, Kind
 from odenet.errors import InputError
 from odenet.regularisers import check_regularisers, penalised
 from odenet.run import run
-from odenet.solve import make_scheme
-from odenet.solvers import Scheme, Solution, Stats, backends
-from odenet.solvers.control import MAX_STEPS
+from odenet.solvers import Scheme, Solution, Stats
 from odenet.solvers.grid import uniform_grid, with_knots
 from odenet.solvers.times import host_time
 
-
-@dataclass(frozen=True)
-class Distillation:
-    """A network made of an adaptive solve.
-
-    Attributes:
-        grid: ends of its steps.
-        change: ||new - old|| / ||old|| of its answer against that of the block it came from.
-        nfe: evaluations of F of the network.
-        nfe_before: evaluations of F of the block.
-    """
-
-    grid: list[float]
-    change: float
-    nfe: int
-    nfe_before: int
+if TYPE_CHECKING:
+    from odenet.blocks.ode import ODEBlock
+    from odenet.blocks.resnet import ResNet
 
 
 class Block(nn.Module):
@@ -180,6 +165,8 @@ class Block(nn.Module):
         Returns:
             A block that shares `weights` with this one.
         """
+        from odenet.blocks.ode import ODEBlock
+
         return ODEBlock(self.weights, solver, rtol=rtol, atol=atol, t0=self.t0, t1=self.t1, gradient=gradient, **scheme)
 
     def discretize(self, steps: int, solver: str = "euler", gradient: str | None = None, **scheme: Any) -> ResNet:
@@ -194,9 +181,10 @@ class Block(nn.Module):
         Returns:
             A block that shares `weights` with this one.
         """
+        from odenet.blocks.resnet import ResNet
+
         return ResNet(self.weights, steps, solver=solver, t0=self.t0, t1=self.t1, gradient=gradient, **scheme)
 
-    @torch.no_grad()
     def distill(self, x: Tensor, tol: float = 1e-3, solver: str | None = None, args: tuple[Any, ...] = ()) -> ResNet:
         """A network whose layers are the steps that an adaptive solve accepts on given data.
 
@@ -214,17 +202,7 @@ class Block(nn.Module):
             InputError: an argument that cannot be used.
             SolveError: the solve broke down.
         """
-        methods = backends["native"].methods()
-        own = self.scheme.solver if self.scheme.backend == "native" else "dopri5"
-        solver = solver or (own if methods[own].adaptive and methods[own].fixed else "dopri5")
-        picks = solver if solver not in methods or methods[solver].adaptive else "dopri5"
-        adaptive = ODEBlock(self.weights, picks, rtol=tol, atol=tol, t0=self.t0, t1=self.t1)
-        grid = adaptive.train(self.training).depths(x, args)
-        network = ResNet(self.weights, None, solver=solver, t0=self.t0, t1=self.t1, grid=grid).train(self.training)
-        before, after = self(x, *args), network(x, *args)
-        change = float((after - before).norm() / before.norm())
-        network.distillation = Distillation(grid, change, network.stats.nfe, self.stats.nfe)
-        return network
+        return distill(self, x, tol, solver, args)
 
     def refine(self, k: int = 2, steps: int | None = None) -> Self:
         """This block with k times the pieces of weights (functions, if the basis is global), the same θ(t).
@@ -279,175 +257,10 @@ class Block(nn.Module):
         elif scheme.grid is not None:
             scheme = scheme.but(grid=with_knots(scheme.grid, weights.knots))
         twin = type(self).__new__(type(self))
-        Block.__init__(twin, weights, scheme, self.t0, self.t1)
+        Block.__init__(twin, weights, scheme, self.t0, self.t1, self.regularisers)
+        twin.warm_start = self.warm_start
         return twin.train(self.training)
 
     def extra_repr(self) -> str:
         scheme = self.scheme
         return f"{scheme}, gradient={scheme.gradient}, backend={scheme.backend}, t0={self.t0:g}, t1={self.t1:g}"
-
-
-class ResNet(Block):
-    """A residual network: x ← x + h Φ(F, t, x, h), N times; with Euler x ← x + h F(t, x), h = (t1 - t0)/N.
-
-    Args:
-        F: residual function or module, called as F(t, x, *args); or `DepthWeights`, which are shared.
-        steps: N, at least 1; None with a grid.
-        solver: any method with a fixed step.
-        weights: "tied" (one F), "untied" (one F a layer: F itself and N - 1 copies with weights drawn anew), or a
-            function of F such as `odenet.depth.piecewise_constant(N)`.
-        t0: start of depth.
-        t1: end of depth; `t1=steps` gives h = 1, the block x + F(x) of He et al.
-        gradient: "autograd" (default), "checkpoint" or "adjoint".
-        backend: "native", "torchdiffeq" or "scipy".
-        compile: "auto", True or False, as in `odenet.solve`.
-        options: handed to torchdiffeq's solver.
-        gradient_options: handed to the gradient method.
-        regularisers: names (see `odenet.list_regularisers`) and factors, for `take_penalties`.
-        grid: ends of the steps, from t0 to t1, instead of `steps`.
-
-    Attributes:
-        distillation: what it is, if it was made by `Block.distill`.
-
-    Raises:
-        InputError: an argument that cannot be used.
-
-    Reference:
-        He et al. 2015, Deep Residual Learning for Image Recognition.
-    """
-
-    distillation: Distillation | None = None
-
-    def __init__(
-        self,
-        F: Any,
-        steps: int | None,
-        solver: str = "euler",
-        weights: Any = "tied",
-        t0: float = 0.0,
-        t1: float = 1.0,
-        gradient: str | None = None,
-        backend: str = "native",
-        max_nfe: int | None = None,
-        compile: str | bool = "auto",
-        options: Mapping[str, Any] | None = None,
-        gradient_options: Mapping[str, Any] | None = None,
-        regularisers: Mapping[str, float] | None = None,
-        grid: Sequence[float] | None = None,
-    ):
-        if steps is None and grid is None:
-            raise InputError("a ResNet needs its number of steps; give steps=N, or use ODEBlock with rtol and atol")
-        scheme = make_scheme(
-            solver,
-            gradient,
-            backend,
-            steps=steps,
-            grid=grid,
-            max_steps=max(MAX_STEPS, steps if isinstance(steps, int) else 0),
-            max_nfe=max_nfe,
-            compile=compile,
-            options=options or {},
-            gradient_options=gradient_options or {},
-        )
-        super().__init__(weights_over_depth(F, weights, steps), scheme, t0, t1, regularisers)
-
-
-class ODEBlock(Block):
-    """A neural ODE: x(t1) of dx/dt = F(t, x), x(t0) = x.
-
-    Args:
-        F: residual function or module, called as F(t, x, *args); or `DepthWeights`, which are shared.
-        solver: name of the method, see `odenet.list_solvers`.
-        rtol: relative tolerance; default 1e-3. Adaptive solves only.
-        atol: absolute tolerance; default 1e-3. Adaptive solves only.
-        steps: number of equal steps; None to let an adaptive method pick its own.
-        weights: as in `ResNet`; "untied" needs `steps`, `odenet.depth.piecewise_constant(N)` does not.
-        t0: start of depth.
-        t1: end of depth.
-        gradient: "checkpoint" (default: exact, memory of one step's graph), "autograd" or "adjoint".
-        backend: "native", "torchdiffeq" or "scipy".
-        first_step: size of the first adaptive step; None to have it estimated.
-        max_steps: budget of accepted plus rejected steps.
-        max_nfe: budget of evaluations of F; None for no limit of its own.
-        compile: "auto", True or False, as in `odenet.solve`.
-        warm_start: whether a solve begins with the first step that the last one accepted, which saves the estimate (two
-            evaluations of F become one); a solve then depends on the one before it.
-        options: handed to torchdiffeq's solver.
-        gradient_options: handed to the gradient method.
-        regularisers: names (see `odenet.list_regularisers`) and factors, for `take_penalties`.
-        **numerics: per_sample, per_sample_args, step_size, grid, controller, h_min, h_max, norm, stops and jumps, as in
-            `odenet.solve`.
-
-    Raises:
-        InputError: an argument that cannot be used.
-
-    Reference:
-        Chen et al. 2018, Neural Ordinary Differential Equations.
-    """
-
-    def __init__(
-        self,
-        F: Any,
-        solver: str = "dopri5",
-        rtol: float | None = None,
-        atol: float | None = None,
-        steps: int | None = None,
-        weights: Any = "tied",
-        t0: float = 0.0,
-        t1: float = 1.0,
-        gradient: str | None = None,
-        backend: str = "native",
-        first_step: float | None = None,
-        max_steps: int = MAX_STEPS,
-        max_nfe: int | None = None,
-        compile: str | bool = "auto",
-        warm_start: bool = False,
-        options: Mapping[str, Any] | None = None,
-        gradient_options: Mapping[str, Any] | None = None,
-        regularisers: Mapping[str, float] | None = None,
-        **numerics: Any,
-    ):
-        scheme = make_scheme(
-            solver,
-            gradient,
-            backend,
-            default_gradient="checkpoint",
-            steps=steps,
-            rtol=rtol,
-            atol=atol,
-            first_step=first_step,
-            max_steps=max_steps,
-            max_nfe=max_nfe,
-            compile=compile,
-            options=options or {},
-            gradient_options=gradient_options or {},
-            **numerics,
-        )
-        super().__init__(weights_over_depth(F, weights, steps), scheme, t0, t1, regularisers)
-        if warm_start and (not scheme.adaptive or scheme.per_sample or first_step is not None):
-            raise InputError(
-                "warm_start=True remembers a first step, so it needs an adaptive solve without first_step "
-                "and without per_sample"
-            )
-        self.warm_start = warm_start
-
-
-def blocks_of(module: nn.Module) -> list[Block]:
-    """Every block in a module, each once."""
-    return [m for m in module.modules() if isinstance(m, Block)]
-
-
-def collect_stats(module: nn.Module) -> Stats:
-    """Sum of the statistics of every block in a module, for its last forward and backward pass."""
-    return Stats.total(block.stats for block in blocks_of(module))
-
-
-def take_penalties(module: nn.Module) -> list[Tensor]:
-    """The regularisers of the last forward pass of every block that has some, each once: terms for the loss."""
-    taken = [block.penalty for block in blocks_of(module) if block.penalty is not None]
-    for block in blocks_of(module):
-        block.penalty = None
-    return taken
-
-
-__all__ = ["Block", "ODEBlock", "ResNet", "blocks_of", "collect_stats", "take_penalties"]
