@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +45,12 @@ class Slot(NamedTuple):
 
     Attributes:
         names: all that it has in the module, the first one first.
-        held: the dict that holds it under that name.
-        key: its key there.
+        owner: the module that holds it; not the dict of its parameters, which tracing replaces.
+        key: the name that it has there.
     """
 
     names: tuple[str, ...]
-    held: dict[str, Any]
+    owner: nn.Module
     key: str
 
 
@@ -62,7 +62,7 @@ def slots_of(module: nn.Module) -> list[Slot]:
         path, _, key = name.rpartition(".")
         owner = module.get_submodule(path)
         ties = [other for other, t in everything if t is tensor and other != name]
-        found.append(Slot((name, *ties), owner._parameters if key in owner._parameters else owner._buffers, key))
+        found.append(Slot((name, *ties), owner, key))
     return found
 
 

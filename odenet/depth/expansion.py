@@ -88,8 +88,8 @@ class Expansion(DepthWeights):
         with _full_precision(phi):
             return {
                 name: value
-                for names, held, key in self._slots
-                for value in [self.contract(names[0], held[key], phi, first)]
+                for names, owner, key in self._slots
+                for value in [self.contract(names[0], getattr(owner, key), phi, first)]
                 for name in names
             }
 
