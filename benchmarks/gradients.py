@@ -11,8 +11,11 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
 import odenet
+from benchmarks.gradients_jax import diffrax_gradients
 from odenet.diagnostics import audit_gradients
 from odenet.diagnostics.gradient_verdict import size
 from odenet.training import SavedTensorMeter
@@ -76,50 +80,60 @@ def torchdiffeq_ways(F: nn.Module, t1: float, tolerance: float) -> dict[str, Cal
     }
 
 
+def odenet_blocks(F: nn.Module, t1: float, tolerance: float) -> dict[str, odenet.ODEBlock]:
+    """Our gradients of dopri5, and the reversible methods that have a solver of their own."""
+    names = ("autograd", "checkpoint", "stagewise", "reversible", "adjoint")
+    ways = {f"odenet {name}": ("dopri5", name) for name in names}
+    ways |= {"odenet mali (alf)": ("alf", "mali"), "odenet reversible_heun": ("reversible_heun", "reversible_heun")}
+    return {
+        title: odenet.ODEBlock(F, solver, tolerance, tolerance, t1=t1, gradient=name)
+        for title, (solver, name) in ways.items()
+    }
+
+
 def gradient(F: nn.Module, solve: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Of the mean square of the answer, flat."""
+    """Of the mean square of the answer, flat: with respect to x, then the parameters."""
     x = x.clone().requires_grad_()
     found = torch.autograd.grad(solve(x).square().mean(), [x, *F.parameters()])
     return torch.cat([g.flatten() for g in found]).double()
 
 
-def theirs(make: type[nn.Module], shape: tuple[int, ...], t1: float, tolerance: float, repeats: int) -> list[Row]:
-    """Rows of torchdiffeq; the truth is its own backprop in float64."""
+def compared(make: type[nn.Module], shape: tuple[int, ...], t1: float, tolerance: float, rounds: int) -> list[Row]:
+    """Every library's gradients of one problem: errors, memory, and times measured in turn, round by round.
+
+    The error of ours is against backprop in float64 through the method's own steps; of torchdiffeq's against its own
+    backprop in float64; of diffrax's against its own direct backprop.
+    """
     torch.manual_seed(0)
     F, x = make(), torch.randn(shape)
-    ways = torchdiffeq_ways(F, t1, tolerance)
-    truth = gradient(F.double(), ways["torchdiffeq autograd"], x.double())
+    rows: dict[str, Row] = {}
+    calls: dict[str, Callable[[], Tensor]] = {}
+    for name, block in odenet_blocks(F, t1, tolerance).items():
+        (found,) = audit_gradients(block, x, lambda y: y.square().mean(), [block.scheme.gradient], repeats=1).methods
+        rows[name] = {"bytes": found.bytes, "error": found.error}
+        calls[name] = partial(gradient, F, block, x)
+    truth = gradient(F.double(), torchdiffeq_ways(F, t1, tolerance)["torchdiffeq autograd"], x.double())
     F.float()
-    rows = []
-    for name, solve in ways.items():
+    for name, solve in torchdiffeq_ways(F, t1, tolerance).items():
         meter = SavedTensorMeter(exclude=F.parameters())
         with meter:
             got = gradient(F, solve, x)
-        seconds = []
-        for _ in range(repeats):
+        rows[name] = {"bytes": meter.peak, "error": float((got - truth).norm() / truth.norm())}
+        calls[name] = partial(gradient, F, solve, x)
+    theirs = diffrax_gradients(F, t1, tolerance)
+    exact = None
+    for name, solve in theirs.items():
+        got = solve(x)
+        exact = got if exact is None else exact
+        rows[name] = {"bytes": None, "error": float((got - exact).norm() / exact.norm())}
+        calls[name] = partial(solve, x)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
             start = time.perf_counter()
-            gradient(F, solve, x)
-            seconds.append(time.perf_counter() - start)
-        error = float((got - truth).norm() / truth.norm())
-        rows.append({"method": name, "bytes": meter.peak, "seconds": min(seconds), "error": error})
-    return rows
-
-
-def ours(make: type[nn.Module], shape: tuple[int, ...], t1: float, tolerance: float, repeats: int) -> list[Row]:
-    """Rows of odenet with dopri5, and of the reversible methods with solvers of their own."""
-    torch.manual_seed(0)
-    F, x = make(), torch.randn(shape)
-    rows = []
-    blocks = [odenet.ODEBlock(F, rtol=tolerance, atol=tolerance, t1=t1)]
-    blocks += [odenet.ODEBlock(F, "alf", tolerance, tolerance, t1=t1, gradient="mali")]
-    blocks += [odenet.ODEBlock(F, "reversible_heun", tolerance, tolerance, t1=t1, gradient="reversible_heun")]
-    for number, block in enumerate(blocks):
-        methods = None if number == 0 else [block.scheme.gradient]
-        audit = audit_gradients(block, x, lambda y: y.square().mean(), methods, repeats=repeats)
-        for m in audit.methods:
-            name = f"odenet {m.gradient}" + ("" if number == 0 or block.scheme.solver == m.gradient else " (alf)")
-            rows.append({"method": name, "bytes": m.bytes, "seconds": m.seconds, "error": m.error})
-    return rows
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return [{"method": name, **row, "seconds": median(seconds[name])} for name, row in rows.items()]
 
 
 def layers(depths: tuple[int, ...], repeats: int) -> list[Row]:
@@ -163,15 +177,17 @@ def page(found: dict[str, Any]) -> str:
     """The tables."""
     lines = ["# Gradient methods, measured", ""]
     lines += [f"Made by `python -m benchmarks.gradients` ({found['where']}).", ""]
-    lines += ["Times are the best of a few and belong to one run on one machine: compare ratios. Memory is the peak of"]
-    lines += ["the tensors saved for the backward pass. The error is relative, against backprop in float64 through the"]
-    lines += ["steps that were taken (torchdiffeq: backprop in float64 through its own).", ""]
+    lines += ["Times are medians of gradients taken in turn, and belong to one run on one machine: compare ratios."]
+    lines += ["Memory is the peak of the tensors saved for the backward pass (unknown for diffrax, compiled by XLA)."]
+    lines += ["The error is relative, against backprop through the same steps in float64; of torchdiffeq's methods"]
+    lines += ["against its own backprop in float64, of diffrax's against its own direct backprop.", ""]
     for title, rows in found["problems"].items():
-        fastest = min(r["seconds"] for r in rows if "autograd" in r["method"] and r["method"].startswith("odenet"))
+        fastest = next(r["seconds"] for r in rows if r["method"] == "odenet autograd")
         lines += [f"## {title}", "", "| method | memory | ms | against `autograd` | error |", "| --- " * 5 + "|"]
         for r in rows:
             ratio = r["seconds"] / fastest
-            numbers = f"{size(r['bytes'])} | {1e3 * r['seconds']:.0f} | {ratio:.2f} | {r['error']:.1e}"
+            memory = "" if r["bytes"] is None else size(r["bytes"])
+            numbers = f"{memory} | {1e3 * r['seconds']:.0f} | {ratio:.2f} | {r['error']:.1e}"
             lines.append(f"| {r['method']} | {numbers} |")
         lines.append("")
     lines += ["## A thousand layers", ""]
@@ -193,10 +209,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    where = f"torch {torch.__version__}, torchdiffeq {version('torchdiffeq')}, CPU, {options.threads} thread"
+    libraries = [name for name in ("torch", "torchdiffeq", "diffrax") if find_spec(name)]
+    where = ", ".join(f"{name} {version(name)}" for name in libraries) + f"; CPU, {options.threads} thread(s)"
     found: dict[str, Any] = {"where": where, "problems": {}}
     for title, problem in PROBLEMS.items():
-        rows = ours(*problem, options.repeats) + theirs(*problem, options.repeats)
+        rows = compared(*problem, options.repeats)
         found["problems"][title] = rows
         for row in rows:
             print(title, row, flush=True)
