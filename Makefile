@@ -29,7 +29,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -m "not slow" -n 2 tests/residual tests/depth tests/solvers tests/test_blocks.py
+	$(BIN)/python -m pytest -m "not slow" -n 2 tests/residual tests/test_blocks.py tests/test_solve.py tests/solvers/test_tableaus.py
 
 BENCHMARKS := $(filter-out benchmarks/__init__.py benchmarks/workloads.py benchmarks/peers.py benchmarks/gradients_jax.py benchmarks/speed.py,$(wildcard benchmarks/*.py))
 bench: $(VENV)/.installed-bench
