@@ -284,3 +284,10 @@ def test_a_warm_start_begins_with_the_first_step_of_the_last_solve(x):
     for wrong in ({"steps": 4}, {"first_step": 0.1}, {"per_sample": True}):
         with pytest.raises(odenet.errors.InputError, match="warm_start=True"):
             odenet.ODEBlock(F, warm_start=True, **wrong)
+
+
+def test_a_warm_block_whose_scheme_comes_to_have_fixed_steps_takes_them(x):
+    block = odenet.ODEBlock(odenet.residual.MLP(3, width=8).double(), rtol=1e-4, atol=1e-4, warm_start=True)
+    block(x)
+    block.scheme = block.discretize(4).scheme
+    assert torch.equal(block(x), block.discretize(4)(x)) and block.stats.nfe == 4

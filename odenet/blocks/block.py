@@ -138,7 +138,8 @@ class Block(nn.Module):
 
     def _warm(self) -> Scheme:
         """The scheme, with the first step of the last solve if that is to be remembered."""
-        return self.scheme if self._first_step is None else self.scheme.but(first_step=self._first_step)
+        known = self._first_step is not None and self.scheme.adaptive
+        return self.scheme.but(first_step=self._first_step) if known else self.scheme
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "penalty": None}  # it belongs to a graph, which cannot be copied
