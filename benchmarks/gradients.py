@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -98,7 +99,9 @@ def gradient(F: nn.Module, solve: Callable[[Tensor], Tensor], x: Tensor) -> Tens
     return torch.cat([g.flatten() for g in found]).double()
 
 
-def compared(make: type[nn.Module], shape: tuple[int, ...], t1: float, tolerance: float, rounds: int) -> list[Row]:
+def compared(
+    make: type[nn.Module], shape: tuple[int, ...], t1: float, tolerance: float, rounds: int, diffrax: bool = True
+) -> list[Row]:
     """Every library's gradients of one problem: errors, memory, and times measured in turn, round by round.
 
     The error of ours is against backprop in float64 through the method's own steps; of torchdiffeq's against its own
@@ -120,7 +123,7 @@ def compared(make: type[nn.Module], shape: tuple[int, ...], t1: float, tolerance
             got = gradient(F, solve, x)
         rows[name] = {"bytes": meter.peak, "error": float((got - truth).norm() / truth.norm())}
         calls[name] = partial(gradient, F, solve, x)
-    theirs = diffrax_gradients(F, t1, tolerance)
+    theirs = diffrax_gradients(F, t1, tolerance) if diffrax else {}
     exact = None
     for name, solve in theirs.items():
         got = solve(x)
@@ -176,7 +179,7 @@ def layers(depths: tuple[int, ...], repeats: int) -> list[Row]:
 def page(found: dict[str, Any]) -> str:
     """The tables."""
     lines = ["# Gradient methods, measured", ""]
-    lines += [f"Made by `python -m benchmarks.gradients` ({found['where']}).", ""]
+    lines += [f"Made by `{found['command']}` ({found['where']}).", ""]
     lines += ["Times are medians of gradients taken in turn, and belong to one run on one machine: compare ratios."]
     lines += ["Memory is the peak of the tensors saved for the backward pass (unknown for diffrax, compiled by XLA)."]
     lines += ["The error is relative, against backprop through the same steps in float64; of torchdiffeq's methods"]
@@ -207,13 +210,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--diffrax", action=argparse.BooleanOptionalAction, default=True, help="minutes for the conv row"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     libraries = [name for name in ("torch", "torchdiffeq", "diffrax") if find_spec(name)]
+    if not options.diffrax:
+        libraries = [name for name in libraries if name != "diffrax"]
     where = ", ".join(f"{name} {version(name)}" for name in libraries) + f"; CPU, {options.threads} thread(s)"
-    found: dict[str, Any] = {"where": where, "problems": {}}
+    command = " ".join(["python -m benchmarks.gradients", *sys.argv[1:]])
+    found: dict[str, Any] = {"where": where, "command": command, "problems": {}}
     for title, problem in PROBLEMS.items():
-        rows = compared(*problem, options.repeats)
+        rows = compared(*problem, options.repeats, options.diffrax)
         found["problems"][title] = rows
         for row in rows:
             print(title, row, flush=True)
