@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from odenet.diagnostics import Finding, diagnostics
-from odenet.experiments.report_page import STYLE, as_markdown, inline
+from odenet.experiments.report_page import as_markdown, document, inline
 
 VERDICTS = {True: "yes", False: "no", None: "not judged"}
 HEADINGS = ("diagnostic", "block", "like an ODE", "what was found")
@@ -101,13 +101,7 @@ def html(diagnosis: Diagnosis) -> str:
             body.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
         else:
             body.append(f"<p class=facts>{caption}</p>")
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE}</style>"
-    )
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body>\n</html>\n"
-    )
+    return document(title, body)
 
 
 def _how(name: str) -> str:

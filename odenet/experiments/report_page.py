@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -153,6 +153,17 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return found
 
 
+def document(title: str, body: Sequence[str]) -> str:
+    """One HTML file that refers to nothing outside itself, from an escaped title and the lines of the body."""
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE}</style>"
+    )
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body>\n</html>\n"
+    )
+
+
 def html(page: Page) -> str:
     """The report as one HTML file that refers to nothing outside itself."""
     title = escape(str(page.results["title"]))
@@ -171,13 +182,7 @@ def html(page: Page) -> str:
     body += ["</dl>", "<h2>Config</h2>", f"<pre>{escape(page.config_yaml.rstrip())}</pre>", "<h2>Environment</h2>"]
     rows = (f"<tr><th scope=row>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in flat(page.environment))
     body.append(f"<div class=wide><table class=pairs>{''.join(rows)}</table></div>")
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE}</style>"
-    )
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body>\n</html>\n"
-    )
+    return document(title, body)
 
 
 def _html_table(results: Results) -> str:
