@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
-from odenet.solvers.control import LEAST, Controller
-from odenet.solvers.loop import LEAST_ERROR, NONFINITE_RETRIES, STRETCH
+from odenet.solvers.control import LEAST, LEAST_ERROR, NONFINITE_RETRIES, STRETCH, Controller
 from odenet.solvers.tableau import Tableau
 
 F64 = torch.float64

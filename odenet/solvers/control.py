@@ -15,6 +15,9 @@ from odenet.registry import Registry
 from odenet.solvers.stepper import Evaluate
 
 MAX_STEPS = 10_000
+NONFINITE_RETRIES = 10  # smaller steps that are tried after NaN or infinity
+STRETCH = 1.01  # a step is made this much longer where it lands on a stop then
+LEAST_ERROR = 1e-4  # what a controller takes a smaller error of a step before the last for
 Norm = Callable[[Tensor], Any]
 
 

@@ -13,21 +13,18 @@ from torch import Tensor
 from odenet.errors import (
     NonFiniteFunctionError,
     NonFiniteStateError,
-    NonlinearSolveError,
     SolveError,
     StepBudgetError,
     StepUnderflowError,
 )
-from odenet.solvers.control import first_step, rms, scale
+from odenet.solvers.control import LEAST_ERROR, NONFINITE_RETRIES, STRETCH, first_step, rms, scale
 from odenet.solvers.events import Hit, Watcher
+from odenet.solvers.failures import check_finite, first_bad_sample, nonfinite_error, unsolved_error
 from odenet.solvers.problem import Problem, transforms
 from odenet.solvers.solution import Interpolant, Solution
 from odenet.solvers.stats import Stats
 from odenet.solvers.stepper import NOTHING, Evaluate, Span, Stepper, Trial
 
-NONFINITE_RETRIES = 10
-STRETCH = 1.01
-LEAST_ERROR = 1e-4
 UNSOLVED_SHRINK = 0.25
 Walk = Iterator[tuple[Evaluate, Trial]]
 Watch = Callable[[Trial], None]
@@ -63,8 +60,8 @@ def integrate(problem: Problem, watch: Watch | None = None) -> Solution:
         try:
             for f, trial in (_adaptive if adaptive else _fixed)(problem, stepper):
                 span = trial.span
-                if patient and not adaptive and _sample(trial.x_next) is not None:
-                    raise _nonfinite_error(trial, stats.nfe, None)
+                if patient and not adaptive and first_bad_sample(trial.x_next) is not None:
+                    raise nonfinite_error(trial, stats.nfe, None)
                 stats.accepted += 1
                 stats.h.append(abs(span.h))
                 if watch is not None:
@@ -86,7 +83,7 @@ def integrate(problem: Problem, watch: Watch | None = None) -> Solution:
                 if hits and problem.events[hits[-1].event].terminal:
                     return outputs.solution(stats, interpolants if dense else None, hits[-1])
             if not (adaptive or patient or transforms()) and x.device.type == "cpu":
-                _check_finite(problem, stepper, x)
+                check_finite(problem, stepper, x)
         except SolveError as failure:
             if not patient:
                 raise
@@ -174,7 +171,7 @@ def _fixed(problem: Problem, stepper: Stepper) -> Walk:
             memory = stepper.start(f, span.t, x) if begins else memory
         trial = stepper.step(f, span, x, memory, first)
         if not trial.converged:
-            raise _unsolved_error(trial, problem.stats.nfe)
+            raise unsolved_error(trial, problem.stats.nfe)
         yield f, trial
         x, first, memory = trial.x_next, trial.end, trial.memory
 
@@ -267,16 +264,13 @@ class _StepControl:
         """Raise if the initial state or F there is not finite."""
         if not math.isfinite(rms(x.detach())):
             raise NonFiniteStateError(
-                "the initial state holds NaN or infinity", t=t, h=0.0, sample=_sample(x), nfe=self.stats.nfe
+                "the initial state holds NaN or infinity", t=t, h=0.0, sample=first_bad_sample(x), nfe=self.stats.nfe
             )
         if not math.isfinite(rms(k.detach())):
             raise NonFiniteFunctionError(
-                "F returned NaN or infinity for the initial state",
-                t=t,
-                h=0.0,
-                sample=_sample(k),
+                "F returned NaN or infinity for the initial state", t=t, h=0.0, sample=first_bad_sample(k),
                 nfe=self.stats.nfe,
-            )
+            )  # fmt: skip
 
     def check_step(self, span: Span) -> None:
         """Raise if the next step cannot be resolved or afforded."""
@@ -290,9 +284,9 @@ class _StepControl:
             )
         if abs(span.h) <= self.resolution:
             if self.broken is not None and self.error is not None and not math.isfinite(self.error):
-                raise _nonfinite_error(self.broken, self.stats.nfe, self.error)
+                raise nonfinite_error(self.broken, self.stats.nfe, self.error)
             if self.broken is not None and not self.broken.converged and self.error is None:
-                raise _unsolved_error(self.broken, self.stats.nfe)
+                raise unsolved_error(self.broken, self.stats.nfe)
             raise StepUnderflowError(
                 "the step became too small to change t",
                 **numbers,
@@ -304,7 +298,7 @@ class _StepControl:
         self.broken, self.error = trial, None
         self.stats.rejected += 1
         if abs(trial.span.h) <= self.problem.scheme.h_min:
-            raise _unsolved_error(trial, self.stats.nfe)
+            raise unsolved_error(trial, self.stats.nfe)
 
     def nonfinite(self, trial: Trial, error: float) -> None:
         """Count a trial that gave NaN or infinity; raise when smaller steps do not help."""
@@ -313,74 +307,4 @@ class _StepControl:
         self.nonfinite_in_a_row += 1
         if self.nonfinite_in_a_row <= NONFINITE_RETRIES:
             return
-        raise _nonfinite_error(trial, self.stats.nfe, error)
-
-
-def _nonfinite_error(trial: Trial, nfe: int, error: float | None) -> NonFiniteFunctionError | NonFiniteStateError:
-    """Which of the two it was: F gave NaN or infinity for a finite state, or the state itself overflowed."""
-    numbers = {"t": trial.span.t, "h": trial.span.h, "nfe": nfe, "error_ratio": error}
-    if _sample(trial.x) is not None:
-        return NonFiniteStateError(
-            "the state at the start of a step holds NaN or infinity", sample=_sample(trial.x), **numbers
-        )
-    for number, k in enumerate(trial.stages, start=1):
-        sample = _sample(k)
-        if sample is not None:
-            what = f"F returned NaN or infinity in stage {number}"
-            return NonFiniteFunctionError(what, sample=sample, **numbers)
-    if not trial.converged and _sample(trial.x_next) is None:
-        return NonFiniteFunctionError("the derivative of F with respect to x is NaN or infinite", **numbers)
-    return NonFiniteStateError(
-        "the state overflowed",
-        sample=_sample(trial.x_next),
-        **numbers,
-        advice="the dynamics grow too fast for this step or this dtype",
-    )
-
-
-def _unsolved_error(trial: Trial, nfe: int) -> SolveError:
-    """The equations of a step could not be solved, or F gave NaN or infinity on the way."""
-    if not math.isfinite(trial.residual):
-        return _nonfinite_error(trial, nfe, None)
-    return NonlinearSolveError(
-        "Newton's method could not solve the equations of the step",
-        t=trial.span.t,
-        h=trial.span.h,
-        nfe=nfe,
-        residual=trial.residual,
-        advice="take smaller steps or an adaptive solver, or look for kinks in F",
-    )
-
-
-def _sample(x: Tensor) -> int | None:
-    """Index along the first axis of the first sample that is not finite."""
-    bad = ~torch.isfinite(x.detach())
-    if not bool(bad.any()):
-        return None
-    return int(bad.reshape(x.shape[0], -1).any(1).nonzero()[0]) if x.dim() else 0
-
-
-@torch.no_grad()
-def _check_finite(problem: Problem, stepper: Stepper, x: Tensor) -> None:
-    """Raise if a fixed-step solve ended in NaN or infinity, naming the step in which it first appeared."""
-    if bool(torch.isfinite(x.detach().sum())) or bool(torch.isfinite(x.detach()).all()):
-        return
-    nfe = problem.stats.nfe
-    if _sample(problem.x0) is not None:
-        raise NonFiniteStateError(
-            "the initial state holds NaN or infinity",
-            t=problem.start,
-            h=0.0,
-            sample=_sample(problem.x0),
-            nfe=nfe,
-        )
-    with problem.field.recompute():
-        state, memory, piece = problem.x0.detach(), NOTHING, -1
-        for span in problem.spans():
-            f = problem.field.piece(span.piece)
-            if piece < 0 or (span.piece != piece and not stepper.lasting):
-                memory = stepper.start(f, span.t, state)
-            trial = stepper.step(f, span, state, memory)
-            if _sample(trial.x_next) is not None:
-                raise _nonfinite_error(trial, nfe, None)
-            state, memory, piece = trial.x_next, trial.memory, span.piece
+        raise nonfinite_error(trial, self.stats.nfe, error)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from odenet.errors import FunctionBudgetError, SolveError, StepBudgetError, StepUnderflowError
-from odenet.solvers.loop import NONFINITE_RETRIES
+from odenet.solvers.control import NONFINITE_RETRIES
 from odenet.solvers.per_sample.control import nonfinite_error
 from odenet.solvers.per_sample.outputs import Outputs, Step, Take
 from odenet.solvers.per_sample.problem import SampleProblem

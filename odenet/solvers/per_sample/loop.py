@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from odenet.errors import NonFiniteFunctionError, NonFiniteStateError
-from odenet.solvers.control import scale
-from odenet.solvers.loop import LEAST_ERROR, STRETCH
+from odenet.solvers.control import LEAST_ERROR, STRETCH, scale
 from odenet.solvers.per_sample.control import factors, first_steps, norm_each, on_host, retries, rms_each
 from odenet.solvers.per_sample.events import SampleHit, SampleWatcher
 from odenet.solvers.per_sample.failures import Fallible, Watch
