@@ -14,7 +14,7 @@ from torch import nn
 
 from odenet.data import DataSet
 from odenet.errors import InputError, OdenetError, UnknownNameError
-from odenet.training import Continuation, Settings
+from odenet.training import Continuation, OdeMonitor, Settings
 
 MATCH_LIMIT = 4096
 
@@ -60,6 +60,12 @@ def build_continuation(config: DictConfig) -> Continuation | None:
     return None if chosen is None else build(chosen)
 
 
+def build_monitor(config: DictConfig) -> OdeMonitor | None:
+    """What looks at the blocks while they are trained; None if nothing does."""
+    chosen = OmegaConf.select(config, "monitor")
+    return build(chosen) if chosen else None
+
+
 def build_training(config: DictConfig) -> tuple[Callable[..., Any], Callable[..., Any], Settings]:
     """Optimizer factory, schedule factory and settings."""
     optimizer, schedule = build(config.optimizer), build(config.schedule)
@@ -82,6 +88,7 @@ def rehearse(config: DictConfig, data: DataSet) -> None:
     """
     optimizer, schedule, settings = build_training(config)
     continuation = build_continuation(config)
+    build_monitor(config)
     with torch.random.fork_rng(devices=[]):
         model = build_model(config, data)
         if continuation is not None:
@@ -145,7 +152,8 @@ def narrowed(config: DictConfig, data: DataSet, residual: Callable[..., Any], ta
 
 def _network(config: DictConfig, data: DataSet, residual: Callable[..., Any], block: Mapping[str, Any]) -> nn.Module:
     parts: dict[str, Any] = {}
-    for choice in (config.depth, config.solver, config.gradient, config.regulariser):
+    for group in ("depth", "solver", "gradient", "regulariser"):  # one that the config is older than has its default
+        choice = OmegaConf.select(config, group) or {}
         parts |= {str(key): build(value) if isinstance(value, DictConfig) else value for key, value in choice.items()}
     if "compile" in config:
         parts["compile"] = config.compile

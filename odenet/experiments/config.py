@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from odenet.errors import InputError
 
-SHARED = ("residual", "network", "regulariser", "optimizer", "schedule", "trainer", "data", "seed")
+SHARED = ("residual", "network", "regulariser", "optimizer", "schedule", "trainer", "monitor", "data", "seed")
 WHERE = ("root", "folder")  # where a run is kept is not part of what it is
 
 

@@ -19,7 +19,7 @@ from odenet.blocks import blocks_of
 from odenet.data import DataSet
 from odenet.diagnostics.gradient_audit import audit_gradients
 from odenet.errors import OdenetError, RunError
-from odenet.experiments.build import build_continuation, build_model, build_training, count_parameters
+from odenet.experiments.build import build_continuation, build_model, build_monitor, build_training, count_parameters
 from odenet.experiments.hidden import Hidden, hidden_states, load_hidden, save_hidden
 from odenet.experiments.swap import swap_matrix
 from odenet.training import History, Progress, evaluate, fit
@@ -80,10 +80,11 @@ class Contender:
         model = build_model(self.config, data)
         optimizer, schedule, settings = build_training(self.config)
         continuation = build_continuation(self.config)
-        history = fit(model, data, optimizer, schedule, settings, self.folder, progress, continuation)
+        blocks = blocks_of(model)
+        monitor = build_monitor(self.config) if blocks else None
+        history = fit(model, data, optimizer, schedule, settings, self.folder, progress, continuation, monitor)
         batch_size = settings.eval_batch_size
         trained = evaluate(model, data.test_x, data.test_y, batch_size=batch_size, prepare=data.prepare)
-        blocks = blocks_of(model)
 
         def swapped(number: int, total: int) -> None:
             tell("solver swap", number / total)

@@ -20,6 +20,7 @@ from odenet.experiments.contender import CHECKPOINT
 from odenet.experiments.folder import read_config
 from odenet.experiments.swap import evaluate_walk, label_of
 from odenet.training import evaluate as evaluate_model
+from odenet.training.monitor import restore_schemes
 
 DEFAULT_TOLERANCE = 1e-3
 
@@ -81,6 +82,7 @@ def load_network(config: DictConfig, data: DataSet, folder: Path) -> nn.Module:
     continuation = build_continuation(config)
     if continuation is not None:
         continuation.advance(model, int(state.get("epoch", 0)) - 1)
+    restore_schemes(model, state.get("schemes"))
     try:
         model.load_state_dict(state["model"])
     except (KeyError, RuntimeError) as error:

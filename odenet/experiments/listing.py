@@ -14,7 +14,18 @@ from odenet.regularisers import regularisers
 from odenet.residual import residuals
 from odenet.solvers import backends
 
-GROUPS = ("model", "network", "data", "regulariser", "optimizer", "schedule", "continuation", "trainer", "experiment")
+GROUPS = (
+    "model",
+    "network",
+    "data",
+    "regulariser",
+    "optimizer",
+    "schedule",
+    "continuation",
+    "monitor",
+    "trainer",
+    "experiment",
+)
 
 
 def list_everything(console: Console) -> None:

@@ -45,6 +45,13 @@ CAPTIONS = {
         "coincide are drawn side by side. An adaptive solver chooses its NFE: a rising line means that the same "
         "tolerance took more evaluations as training went on.",
     ),
+    "monitor": (
+        "Is it an ODE, while it is trained?",
+        "Measured at ends of epochs on a fixed batch of training samples: the relative change of a block’s output when "
+        "every step is halved, the size of F, its evaluations, and the network’s score minus that under a finer "
+        "solver. Where steps are adapted, the evaluations show it: they double where the scores differ and fall by "
+        "a tenth where they do not (Ott et al. 2021).",
+    ),
     "hidden_states": (
         "Hidden states through depth",
         "The way of test samples through the last block, in the two principal components of each network’s own states "
@@ -106,6 +113,8 @@ def _figures(results: dict[str, Any], hidden: Mapping[str, Mapping[str, Any]]) -
         figures["accuracy_nfe"] = lambda: plotting.accuracy_nfe(results)
         figures["swap_matrix"] = lambda: plotting.swap_matrix(results)
     figures["training_curves"] = lambda: plotting.training_curves(results)
+    if plotting.monitored(results):
+        figures["monitor"] = lambda: plotting.monitor(results)
     if followed:
         figures["hidden_states"] = lambda: plotting.hidden_states(hidden, results)
     return figures

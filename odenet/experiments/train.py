@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
+from odenet import plotting
 from odenet.experiments.build import build_data, rehearse
 from odenet.experiments.contender import Contender
 from odenet.experiments.folder import open_folder
@@ -23,7 +24,8 @@ def train(config: DictConfig, console: Console) -> Path:
         console: where to write.
 
     Returns:
-        The run folder, with `checkpoint.pt`, `history.csv`, `result.json`, `config.yaml` and `environment.json`.
+        The run folder, with `checkpoint.pt`, `history.csv`, `result.json`, `config.yaml` and `environment.json`; with a
+        monitor `figures/monitor.png` and `.svg` too.
 
     Raises:
         OdenetError: bad input, before training starts; or a run that broke down, with its last checkpoint kept.
@@ -44,4 +46,8 @@ def train(config: DictConfig, console: Console) -> Path:
         board.begin(contender.name)
         result = contender.run(data, (), board.trained, board.told)
         board.end(summary_line(result, time.monotonic() - start))
+    alone = {"contenders": [result]}
+    if plotting.monitored(alone):
+        files = plotting.save(plotting.monitor(alone), folder / "figures" / "monitor")
+        console.print(f"how near to an ODE it was in training: {files['png']}", highlight=False)
     return folder

@@ -3,6 +3,7 @@
 from odenet.plotting.accuracy_nfe import accuracy_nfe
 from odenet.plotting.curves import curves
 from odenet.plotting.hidden_states import hidden_states
+from odenet.plotting.monitor import monitor, monitored
 from odenet.plotting.stability_region import stability_region
 from odenet.plotting.style import save
 from odenet.plotting.swap_matrix import swap_matrix
@@ -12,6 +13,8 @@ __all__ = [
     "accuracy_nfe",
     "curves",
     "hidden_states",
+    "monitor",
+    "monitored",
     "save",
     "stability_region",
     "swap_matrix",

@@ -5,6 +5,7 @@ from odenet.training.evaluation import Evaluation, evaluate
 from odenet.training.history import EpochRecord, History, Progress
 from odenet.training.loop import fit
 from odenet.training.memory import SavedTensorMeter, saved_bytes
+from odenet.training.monitor import OdeMonitor
 from odenet.training.schedules import constant, cosine, multistep, one_cycle
 from odenet.training.settings import Settings
 
@@ -13,6 +14,7 @@ __all__ = [
     "EpochRecord",
     "Evaluation",
     "History",
+    "OdeMonitor",
     "Progress",
     "SavedTensorMeter",
     "Settings",

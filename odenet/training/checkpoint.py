@@ -44,10 +44,12 @@ def write(
     optimizer: Optimizer,
     schedule: LRScheduler,
     precision: Any,
+    schemes: list[dict[str, Any]] | None = None,
 ) -> None:
     """Write the state after `len(history)` epochs to `path` atomically.
 
-    Random numbers need no entry: every epoch seeds its own from the run's seed and its number.
+    Random numbers need no entry: every epoch seeds its own from the run's seed and its number. `schemes` says how the
+    blocks are walked, where training may change that (see `schemes_of`).
     """
     state = {
         "recipe": made_with,
@@ -58,6 +60,8 @@ def write(
         "schedule": schedule.state_dict(),
         "precision": precision.state_dict(),
     }
+    if schemes is not None:
+        state["schemes"] = schemes
     save_checkpoint(path, state)
 
 

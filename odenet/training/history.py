@@ -6,7 +6,7 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from odenet.artifacts import write_text
 
@@ -30,6 +30,7 @@ class EpochRecord(TypedDict):
             what one training step saves for its backward pass (see `SavedTensorMeter`); nan if not measurable.
         loss_jump: what the mean loss of the first training samples changed by when depth was changed before this epoch
             (see `Continuation`); 0 where it was not.
+        monitor: what a monitor measured at the end of the epoch (see `OdeMonitor`); only where there is one.
     """
 
     epoch: int
@@ -45,6 +46,7 @@ class EpochRecord(TypedDict):
     seconds: float
     memory_bytes: float
     loss_jump: float
+    monitor: NotRequired[dict[str, float]]
 
 
 History = list[EpochRecord]
@@ -77,10 +79,19 @@ class Progress:
     record: EpochRecord | None = None
 
 
+def numbers(record: EpochRecord) -> dict[str, Any]:
+    """All numbers of a record by one name each; those of a monitor as "monitor/<name>"."""
+    flat: dict[str, Any] = {name: value for name, value in record.items() if name != "monitor"}
+    return flat | {f"monitor/{name}": value for name, value in record.get("monitor", {}).items()}
+
+
 def write_history(path: Path, history: History) -> None:
-    """Write `history` as CSV to `path` atomically, one line for each epoch."""
+    """Write `history` as CSV to `path` atomically, one line for each epoch; what was not measured stays empty."""
+    rows = [numbers(record) for record in history]
+    names = [name for name in EpochRecord.__annotations__ if name != "monitor"]
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(EpochRecord.__annotations__), lineterminator="\n")
+    fields = dict.fromkeys([*names, *(name for row in rows for name in row)])
+    writer = csv.DictWriter(text, fieldnames=list(fields), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(history)
+    writer.writerows(rows)
     write_text(path, text.getvalue())

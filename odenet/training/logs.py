@@ -8,7 +8,7 @@ from typing import Any
 from lightning_fabric.loggers.csv_logs import CSVLogger
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
-from odenet.training.history import EpochRecord, History
+from odenet.training.history import EpochRecord, History, numbers
 
 
 class Logs:
@@ -40,4 +40,6 @@ class Logs:
 
 
 def _metrics(record: EpochRecord) -> Any:  # the two loggers disagree on the type of a metric
-    return {name: value for name, value in record.items() if name != "epoch" and isinstance(value, float | int)}
+    return {
+        name: value for name, value in numbers(record).items() if name != "epoch" and isinstance(value, float | int)
+    }

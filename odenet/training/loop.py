@@ -23,10 +23,12 @@ from odenet.errors import InputError, RunError
 from odenet.training import checkpoint
 from odenet.training.batches import Samples, batches, derived_seed
 from odenet.training.continuation import Change, Continuation, apply, mean_loss
+from odenet.training.engine import launch, sum_over_processes
 from odenet.training.evaluation import classify, evaluate
 from odenet.training.history import EpochRecord, History, Progress, write_history
 from odenet.training.logs import Logs
 from odenet.training.memory import saved_bytes
+from odenet.training.monitor import OdeMonitor, Values, restore_schemes, schemes_of
 from odenet.training.report import Report
 from odenet.training.settings import Settings
 
@@ -43,6 +45,7 @@ def fit(
     folder: str | os.PathLike[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
     continuation: Continuation | None = None,
+    monitor: OdeMonitor | None = None,
 ) -> History:
     """Train `model` on `data` with the cross-entropy loss; continue where a run in `folder` was interrupted.
 
@@ -63,6 +66,7 @@ def fit(
             written); an exception that it raises interrupts the run.
         continuation: changes of depth at given epochs, e.g. `depth_doubling([4, 8])`; the optimizer's moments go
             along, and the learning-rate schedule goes on.
+        monitor: measures at ends of epochs how far the blocks are from their ODE, and adapts their steps.
 
     Returns:
         A record of each epoch.
@@ -79,7 +83,9 @@ def fit(
         raise InputError(f"the model {type(model).__name__} has no parameters that require a gradient")
     if continuation is not None:
         continuation.check(model, settings.epochs)
-    fabric = _launch(settings)
+    if monitor is not None:
+        monitor.check(model)
+    fabric = launch(settings)
     precision = fabric.strategy.precision
     samples = Samples(data.train_x, data.train_y)
 
@@ -92,6 +98,8 @@ def fit(
     recipe = checkpoint.recipe(data, optim, rate, settings)
     if continuation is not None:
         recipe["continuation"] = str(continuation)
+    if monitor is not None:
+        recipe["monitor"] = str(monitor)
 
     path = Path(folder) / "checkpoint.pt" if folder is not None else None
     saved = checkpoint.read(path, recipe) if path is not None else None
@@ -99,6 +107,7 @@ def fit(
     for epoch in range(1, done + 1):  # changes of depth before the next epoch are yet to come
         for change in continuation.due(epoch) if continuation is not None and epoch < done else ():
             apply(change, model, optim)
+    restore_schemes(model, saved.get("schemes") if saved is not None else None)
     wrapped, stepper = fabric.setup(model, optim)
     history: History = []
     if path is not None and saved is not None:
@@ -132,10 +141,13 @@ def fit(
             record = EpochRecord(
                 epoch=epoch + 1, **trained, test_loss=test_loss, test_accuracy=test_accuracy, loss_jump=jump
             )
+            if monitor is not None:
+                record["monitor"] = _monitor(fabric, model, data, monitor, epoch + 1, settings)
             history.append(record)
             if path is not None and logs is not None:
                 if (epoch + 1) % settings.checkpoint_every == 0 or epoch + 1 == settings.epochs:
-                    checkpoint.write(path, recipe, history, model, optim, rate, precision)
+                    schemes = None if monitor is None else schemes_of(model)
+                    checkpoint.write(path, recipe, history, model, optim, rate, precision, schemes)
                 write_history(path.with_name("history.csv"), history)
                 logs.add(record)
             report.epoch_done(record)
@@ -158,6 +170,20 @@ def _switch(
     for change in changes:
         apply(change, model, optimizer)
     return loss() - before
+
+
+def _monitor(
+    fabric: Fabric, model: nn.Module, data: DataSet, monitor: OdeMonitor, epoch: int, settings: Settings
+) -> Values:
+    """What a monitor finds after an epoch."""
+    x = data.prepare(data.train_x[: monitor.samples].to(fabric.device))
+    x, y = fabric.strategy.precision.convert_input(x), data.train_y[: monitor.samples].to(fabric.device)
+
+    def score(network: nn.Module) -> float:
+        return (classify(network, x).argmax(dim=1) == y).double().mean().item()
+
+    with fabric.autocast():
+        return monitor.after_epoch(model, x, epoch, settings.epochs, score)
 
 
 def _train_epoch(
@@ -223,7 +249,7 @@ def _train_epoch(
         torch.cuda.synchronize(fabric.device)
         memory = float(torch.cuda.max_memory_allocated(fabric.device))
     seconds = time.perf_counter() - started - not_training
-    samples, loss_sum, hits, *sums = _sum_over_processes(fabric, [samples, loss_sum, correct.item(), *counts.tolist()])
+    samples, loss_sum, hits, *sums = sum_over_processes(fabric, [samples, loss_sum, correct.item(), *counts.tolist()])
     nfe, nfe_backward, accepted, rejected = (n / (len(loader) * fabric.world_size) for n in sums)
     return {
         "train_loss": loss_sum / samples,
@@ -263,34 +289,5 @@ def _test(fabric: Fabric, model: nn.Module, data: DataSet, settings: Settings) -
             batch_size=settings.eval_batch_size,
             prepare=lambda batch: fabric.strategy.precision.convert_input(data.prepare(batch)),
         )
-    n, loss, hits = _sum_over_processes(fabric, [len(y), result.loss * len(y), result.accuracy * len(y)])
+    n, loss, hits = sum_over_processes(fabric, [len(y), result.loss * len(y), result.accuracy * len(y)])
     return loss / n, hits / n
-
-
-def _sum_over_processes(fabric: Fabric, numbers: list[float]) -> list[float]:
-    if fabric.world_size == 1:
-        return numbers
-    total = torch.tensor(numbers, dtype=torch.float64, device=fabric.device)
-    torch.distributed.all_reduce(total)
-    return total.tolist()
-
-
-def _launch(settings: Settings) -> Fabric:
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    try:
-        fabric = Fabric(
-            accelerator=settings.accelerator,
-            devices=settings.devices,
-            strategy=settings.strategy,
-            precision=settings.precision,
-        )
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"cannot train with accelerator={settings.accelerator!r}, devices={settings.devices!r}, "
-            f"precision={settings.precision!r} ({reason}); "
-            "accelerator='cpu', devices=1, precision='32-true' works everywhere"
-        ) from error
-    fabric.launch()
-    return fabric

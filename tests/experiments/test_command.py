@@ -7,6 +7,7 @@ import stat
 import pytest
 from omegaconf import OmegaConf
 
+from odenet.artifacts import read_json
 from odenet.data import datasets
 from odenet.depth import depth_weights
 from odenet.experiments.config import config_folder
@@ -92,6 +93,30 @@ def test_every_choice_of_a_group_trains(odenet, group):
             words += ["solver=euler", "solver.steps=2", "data.n=8", "trainer.batch_size=8"]
         done = odenet("train", *base, *words)
         assert done.status == 0, (path, done.err)
+
+
+def test_a_monitored_run_is_loaded_with_the_steps_that_it_ended_with(odenet):
+    words = ["model=resnet_tied", "solver.steps=2", "monitor=ode", "monitor.threshold=0", "trainer.epochs=3"]
+    done = odenet("train", *TRAIN, *words, "optimizer.lr=0.1", "folder=run")
+    assert done.status == 0 and "figures/monitor.png" in done.out
+    result = read_json(odenet.folder / "run/result.json")
+    steps = result["solver"]["steps"]
+    assert steps != 2 and (odenet.folder / "run/figures/monitor.png").stat().st_size > 3000
+    assert result["history"][-1]["monitor"]["block0/steps"] == steps
+    assert f"euler, steps={steps}" in odenet("evaluate", "run=run").out
+    odenet("evaluate", "run=run")
+    assert read_json(odenet.folder / "run/evaluate-as-trained.json")[0]["accuracy"] == result["test_accuracy"]
+
+
+def test_a_run_from_before_there_was_a_group_has_its_default(odenet):
+    assert odenet("train", *TRAIN, "folder=run").status == 0
+    path = odenet.folder / "run/config.yaml"
+    config = OmegaConf.load(path)
+    for group in ("regulariser", "monitor"):
+        del config[group]
+    OmegaConf.save(config, path)
+    done = odenet("evaluate", "run=run")
+    assert done.status == 0, done.err
 
 
 def test_evaluate_under_another_solver(comparison, odenet):

@@ -111,17 +111,17 @@ def test_a_finished_run_is_shown_and_not_repeated(comparison, odenet, monkeypatc
 def test_the_same_config_and_seed_give_the_same_numbers_even_if_interrupted(comparison, odenet, monkeypatch):
     fit, started = contender_module.fit, []
 
-    def killed(model, *rest):
+    def killed(model, *rest):  # of fit's arguments the last three are progress, continuation and monitor
         started.append(model)
         if len(started) == 2:  # the second contender dies after its first epoch
-            *most, tell, continuation = rest
+            *most, tell, continuation, monitor = rest
 
             def stop(progress):
                 if progress.record is not None:
                     raise KeyboardInterrupt
                 tell(progress)
 
-            return fit(model, *most, stop, continuation)
+            return fit(model, *most, stop, continuation, monitor)
         return fit(model, *rest)
 
     monkeypatch.setattr(contender_module, "fit", killed)

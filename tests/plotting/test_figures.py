@@ -232,3 +232,21 @@ def test_a_figure_that_cannot_be_saved_leaves_the_old_one(small: Results, tmp_pa
     with pytest.raises(RunError, match="No space left"):
         plotting.save(plotting.training_curves(small), tmp_path / "figure")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("figure.png", b"old")]
+
+
+def test_a_monitor_is_drawn_with_a_line_for_each_block(small: Results) -> None:
+    measured = {"block0/defect": 0.1, "block0/F": 2.0, "block0/nfe": 8.0, "score": 0.9, "score_finer": 0.85}
+    for number, record in enumerate(small["contenders"][0]["history"]):
+        record["monitor"] = measured | {"block0/defect": 0.1 * 2.0**-number} if number % 2 else {}
+    for record in small["contenders"][1]["history"]:
+        second = {name.replace("0", "1"): 3 * value for name, value in measured.items() if "/" in name}
+        record["monitor"] = measured | second | {"block1/defect": math.nan}
+    figure = drawn(plotting.monitor(small))
+    defect, size, _, score = figure.axes
+    assert [len(axes.lines) for axes in (defect, size)] == [3, 3] and defect.get_yscale() == "log"
+    np.testing.assert_allclose(defect.lines[0].get_xydata(), [[n + 1, 0.1 * 2.0**-n] for n in range(1, 20, 2)])
+    assert size.lines[2].get_ydata()[0] == 6.0
+    np.testing.assert_allclose(score.lines[1].get_ydata(), 0.05)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names[0] == "ResNet, untied" and names[1].endswith("block 0") and names[2].endswith("block 1")
+    assert plotting.monitored(small) == small["contenders"][:2]
