@@ -20,7 +20,7 @@ class Native:
         """The native solvers by name."""
         for name, stepper in solvers.items():
             if name not in self._methods:
-                self._methods[name] = Method(stepper.order, True, stepper.adaptive, stepper.reference)
+                self._methods[name] = Method(stepper.order, True, stepper.adaptive, stepper.reference, stepper.options)
         return self._methods
 
     def integrate(self, problem: Problem) -> Solution:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from odenet.dropin.methods import SCIPY
 from odenet.dropin.odeint import Call, callbacks_of, parameters_of
-from odenet.dropin.options import Times, numerics, tolerance
+from odenet.dropin.options import Times, numerics, settling, tolerance
 from odenet.errors import InputError
 from odenet.solvers.states import Packing
 
@@ -87,7 +87,7 @@ def odeint_adjoint(
                 gradient[f"adjoint_{name}"] = tolerance(name, default if value is None else value, y0)
     elif same and way_back == call.method:
         solved = {k: v for k, v in solved.items() if k not in ("steps", "step_size", "grid")}
-    gradient["adjoint_options"] = solved
+    gradient["adjoint_options"] = settling(solved, call.rtol, call.atol)
     if call.method.backend == "torchdiffeq":  # walks back by its own adjoint, with its own options
         own = {"norm", "adjoint_rtol", "adjoint_atol"}
         own |= {"adjoint_solver"} if way_back.backend == "torchdiffeq" else set()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from odenet.depth import Constant
 from odenet.dropin.methods import SCIPY, Method
-from odenet.dropin.options import Times, numerics, tolerance
+from odenet.dropin.options import Times, numerics, settling, tolerance
 from odenet.errors import InputError, StepBudgetError
 from odenet.run import run
 from odenet.solve import make_scheme
@@ -104,6 +104,8 @@ class Call:
         if self.method.adaptive:
             solved |= {"rtol": self.rtol, "atol": self.atol}
             solved |= {} if self.method.name == SCIPY else {"norm": self.norm}
+        else:
+            solved = settling(solved, self.rtol, self.atol)
         return make_scheme(solved.pop("solver"), gradient, solved.pop("backend"), **solved, **more)
 
     def answer(

@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from odenet.dropin.methods import ADAMS, IMPLICIT, SCIPY, Method, method_of
 from odenet.errors import InputError, UnknownNameError
 from odenet.solvers.control import Controller
 from odenet.solvers.grid import Piece, stepped_grid
+from odenet.solvers.registry import solvers
 from odenet.solvers.scheme import DEFAULT_CONTROLLER
 
 MAX_STEPS = 1_000_000
+MAX_CORRECTIONS = 4
 ROUNDINGS = 4  # a relative tolerance in units of the dtype's resolution: an error estimate rounds that much by itself
 ANY = ("norm", "dtype")
 OF_ADAPTIVE = ("first_step", "min_step", "max_step", "safety", "ifactor", "dfactor")
@@ -153,12 +156,28 @@ def _fixed(
             f"method {method.name!r} over one interval needs a step size; give options={{'step_size': h}}, or t with "
             "the ends of all steps (options={'grid_constructor': lambda func, y0, t: t} takes a single step)"
         )
+    if method.backend == "native" and "corrections" in solvers[method.solver].options:
+        solved["options"] = {"corrections": int(_number("max_iters", given.get("max_iters", MAX_CORRECTIONS)))}
     if given.get("perturb"):
         ends = solved.get("grid")
         if ends is None:
             ends = stepped_grid([Piece(0, t0, t1)], (), size) if size is not None and t0 != t1 else [t0, t1]
         solved["jumps"] = tuple(ends)
     return solved
+
+
+def settling(numerics: dict[str, Any], rtol: Any, atol: Any) -> dict[str, Any]:
+    """The fields of a scheme whose steps are corrected, with the tolerances of the call as where that ends.
+
+    Args:
+        numerics: fields of a scheme; others are handed back as they are.
+        rtol: of the call; of several the least is taken.
+        atol: likewise.
+    """
+    if "corrections" not in numerics.get("options", {}):
+        return numerics
+    settled = tuple(min(float(torch.as_tensor(leaf).min()) for leaf in tree_leaves(t)) for t in (rtol, atol))
+    return numerics | {"options": numerics["options"] | {"settled": settled}}
 
 
 def tolerance(name: str, value: Any, y0: Any) -> Any:

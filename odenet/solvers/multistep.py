@@ -6,14 +6,23 @@ over depth (where F becomes another function), are taken by a Runge-Kutta method
 
 from __future__ import annotations
 
+import copy
+import warnings
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from odenet.errors import InputError
+from odenet.solvers.control import scale
 from odenet.solvers.explicit import ExplicitRungeKutta, combine
 from odenet.solvers.stepper import NOTHING, Evaluate, Memory, Span, Stepper, Trial
 from odenet.solvers.tableaus import TABLEAUS
+
+if TYPE_CHECKING:
+    from odenet.solvers.problem import Problem
 
 STARTERS = {2: "heun2", 3: "heun3", 4: "rk4", 5: "dopri5"}
 
@@ -34,6 +43,10 @@ class Adams(Stepper):
     """x⁺ = x + h Σ_j w_j F(t_j, x_j) over the last k points; with `corrector`, then once more with F at that x⁺ among
     them and the oldest point left out (predict, evaluate, correct, and evaluate at the next step's start).
 
+    The options of a corrector: `corrections`, how often at most it evaluates and corrects (1), and `settled`, (rtol,
+    atol): it stops when no element of x⁺ is changed by more than atol + rtol |x⁺ - x|, and warns if that is not
+    reached. A look at the device for each correction is what `settled` costs.
+
     Args:
         order: k.
         corrector: Adams-Moulton after Adams-Bashforth.
@@ -47,7 +60,28 @@ class Adams(Stepper):
         self.order, self.corrector = order, corrector
         self.name = f"{'abm' if corrector else 'ab'}{order}"
         self.reference = f"Adams-Bashforth{'-Moulton' if corrector else ''} of order {order}; Bashforth and Adams 1883"
+        self.options = ("corrections", "settled") if corrector else ()
+        self._corrections: int = 1
+        self._settled: tuple[Any, Any] | None = None
         self._starter = ExplicitRungeKutta(TABLEAUS[STARTERS[order]])
+
+    def prepare(self, problem: Problem) -> Adams:
+        """This method with the options of a solve.
+
+        Raises:
+            InputError: an option that cannot be used.
+        """
+        options = problem.scheme.options
+        if not options:
+            return self
+        prepared = copy.copy(self)
+        prepared._corrections = options.get("corrections", 1)
+        prepared._settled = options.get("settled")
+        if not isinstance(prepared._corrections, int) or prepared._corrections < 1:
+            raise InputError(f"corrections must be a positive integer, got {prepared._corrections!r}")
+        if prepared._settled is not None and len(prepared._settled) != 2:
+            raise InputError(f"settled must be a pair (rtol, atol), got {prepared._settled!r}")
+        return prepared
 
     def step(
         self,
@@ -68,10 +102,25 @@ class Adams(Stepper):
         stages = list(slopes)
         x_next = combine(x, span.h, self._weights(span, times), slopes)
         if self.corrector:
-            stages.append(f(span.t_next, x_next))
             weights = self._weights(span, (*times[1:], span.t_next))
-            x_next = combine(x, span.h, weights, stages[1:])
+            for correction in range(1, self._corrections + 1):
+                before, stages = x_next, [*slopes, f(span.t_next, x_next)]
+                x_next = combine(x, span.h, weights, stages[1:])
+                if self._settled is not None and self._is_settled(x, before, x_next):
+                    break
+                if self._settled is not None and correction == self._corrections:
+                    warnings.warn(
+                        f"the corrections of {self.name} did not settle within {correction} iterations a step; allow "
+                        "more of them, or take smaller steps",
+                        stacklevel=2,
+                    )
         return Trial(span, x, x_next, stages, given=memory, memory=Memory(slopes[1:], times[1:]), first=k)
+
+    @torch.no_grad()
+    def _is_settled(self, x: Tensor, before: Tensor, x_next: Tensor) -> bool:
+        assert self._settled is not None
+        weight = scale(before - x, *self._settled, x_next - x)
+        return bool(((x_next - before).abs() <= weight).all())
 
     def _weights(self, span: Span, times: tuple[float, ...]) -> tuple[float, ...]:
         # Rounded, so that the steps of a uniform grid share one entry of the cache.

@@ -115,8 +115,11 @@ class Scheme:
         for name in ("options", "gradient_options"):
             if not isinstance(getattr(self, name), Mapping):
                 raise InputError(f"{name} must be a dict, got {getattr(self, name)!r}")
-        if self.backend == "native" and self.options:
-            raise InputError(f"options are for other backends, the native solvers have none, got {dict(self.options)}")
+        if self.backend == "native" and self.options and not methods[self.solver].options:
+            raise InputError(
+                f"options are for other backends and for methods that correct, solver {self.solver!r} has none, got "
+                f"{dict(self.options)}"
+            )
         check_options(f"option of solver {self.solver!r}", self.options, methods[self.solver].options)
 
     @property

@@ -106,6 +106,7 @@ class Stepper:
         lasting: whether the memory goes on where F becomes another function; if not, it is made anew there.
         per_sample: whether each sample may have a step of its own: then h in `Span` may be a tensor that broadcasts
             against the state, and nothing of the step may depend on other samples.
+        options: names of the options that `prepare` finds in the scheme.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Stepper:
     partitioned: bool = False
     lasting: bool = False
     per_sample: bool = False
+    options: tuple[str, ...] = ()
 
     @property
     def adaptive(self) -> bool:

@@ -1,6 +1,7 @@
 """The same call under odenet and torchdiffeq: close answers and gradients, or better ones; options do their work."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -208,6 +209,38 @@ def test_the_options_of_a_fixed_step_method_do_what_they_say():
             )  # fmt: skip
             errors.append(abs(float(y[-1]) - math.exp(math.sin(1))))
         assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
+
+
+def test_max_iters_corrects_adams_moulton_steps_until_they_settle():
+    def F(t, y):
+        return torch.stack([y[1], -torch.sin(3 * y[0]) - 0.3 * t * y[1]])
+
+    y0, ends = torch.tensor([1.2, 0.3], dtype=torch.float64), torch.tensor([0.0, 2.0], dtype=torch.float64)
+    given = {"method": "implicit_adams", "rtol": 1e-12, "atol": 1e-14}
+
+    def solved(library, h, **options):
+        counted = Counted(F)
+        ys = library.odeint(counted, y0, ends, options={"step_size": h, "max_order": 4} | options, **given)
+        return ys[-1], counted.calls
+
+    ours, calls = solved(odenet, 0.02, max_iters=30)
+    theirs, _ = solved(torchdiffeq, 0.02, max_iters=30)
+    with pytest.warns(UserWarning, match="corrections of abm4 did not settle within 1 iterations a step"):
+        once, fewest = solved(odenet, 0.02, max_iters=1)
+    # solved further, the steps are torchdiffeq's but for the first three; corrected once, they are others
+    assert (ours - theirs).abs().max() < 0.1 * (once - theirs).abs().max()
+    assert fewest == 3 * 4 + 97 * 2 < calls
+    # the equations of the steps hold: y⁺ = y + h/24 (9 F⁺ + 19 F - 5 F⁻ + F⁻⁻)
+    grid = torch.linspace(0, 2, 101, dtype=torch.float64)
+    ys = odenet.odeint(F, y0, grid, options={"max_order": 4, "max_iters": 30}, **given)
+    k = torch.stack([F(t, y) for t, y in zip(grid, ys, strict=True)])
+    left = ys[4:] - ys[3:-1] - 0.02 / 24 * (9 * k[4:] + 19 * k[3:-1] - 5 * k[2:-2] + k[1:-3])
+    assert left.abs().max() < 1e-12
+    # a loose tolerance settles with one or two corrections, without a warning
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given |= {"rtol": 1e-3, "atol": 1e-3}
+        assert solved(odenet, 0.02)[1] == fewest
 
 
 def test_the_norm_of_a_tuple_gets_a_tuple_and_the_default_takes_the_largest():

@@ -91,7 +91,7 @@ def test_a_layer_sees_only_its_own_piece_of_depth(backend, solver, steps, interv
 @pytest.mark.parametrize(("backend", "solver", "steps"), WALKS)
 def test_reported_counts_are_what_happened(backend, solver, steps, rate, pairs):
     if steps and backend == "native" and isinstance(solvers[solver], ImplicitRungeKutta):
-        rate = min(rate, 10.0)  # six steps of x' = 40 x have equations that Newton's method cannot solve
+        rate = min(rate, 4.0)  # h ∂F/∂x of six steps stays below 1, so that their equations have one solution
     for gradient in gradients_for(solver, backend):
         F = Counted(Turn(rate))
         leaf = pairs.clone().requires_grad_()
