@@ -8,6 +8,7 @@ from torch import Tensor
 from odenet.gradients.pullback import Pullback, plus
 from odenet.gradients.registry import gradients
 from odenet.gradients.reversal import Cotangent, State, Undone
+from odenet.solvers.reversible import mirrored
 from odenet.solvers.stepper import Span
 
 
@@ -69,7 +70,7 @@ def _half(span: Span, end: State) -> Tensor:
 
 
 def _undone(span: Span, end: State, half: Tensor, u: Tensor) -> State:
-    v = torch.sub(2 * u, end[1])
+    v = mirrored(end[1], u)
     return [torch.sub(half, v, alpha=span.h / 2), v]
 
 

@@ -8,6 +8,8 @@ from torch import Tensor
 from odenet.gradients.pullback import Evaluation, Pullback, plus
 from odenet.gradients.registry import gradients
 from odenet.gradients.reversal import Cotangent, State, Undone
+from odenet.solvers.explicit import combine
+from odenet.solvers.reversible import mirrored
 from odenet.solvers.stepper import Span
 
 
@@ -74,11 +76,11 @@ class _Undo:
 
 def _other(span: Span, end: State) -> Tensor:
     x_next, other_next, slope_next = end
-    return torch.sub(2 * x_next - other_next, slope_next, alpha=span.h)
+    return combine(mirrored(other_next, x_next), -span.h, (1.0,), (slope_next,))
 
 
 def _undone(span: Span, end: State, other: Tensor, slope: Tensor) -> State:
-    return [torch.sub(end[0], slope + end[2], alpha=span.h / 2), other, slope]
+    return [combine(end[0], -span.h, (0.5, 0.5), (slope, end[2])), other, slope]
 
 
 gradients.add("reversible_heun", ReversibleHeun())

@@ -42,7 +42,7 @@ class AsynchronousLeapfrog(Stepper):
         (v,), h = memory.tensors, span.h
         half = combine(x, h, (0.5,), (v,))
         u = f(span.at(0.5), half)
-        v_next = torch.sub(2 * u, v)
+        v_next = mirrored(v, u)
         x_next = combine(half, h, (0.5,), (v_next,))
         estimate = (u - v) * h if error else None
         return Trial(span, x, x_next, [u], estimate, given=memory, memory=Memory((v_next,)))
@@ -86,9 +86,9 @@ class ReversibleHeun(Stepper):
     ) -> Trial:
         """One step over `span`."""
         (other, slope), h = memory.tensors, span.h
-        other_next = combine(2 * x - other, h, (1.0,), (slope,))
+        other_next = combine(mirrored(other, x), h, (1.0,), (slope,))
         slope_next = f(span.t_next, other_next)
-        x_next = combine(x, h, (0.5,), (slope + slope_next,))
+        x_next = combine(x, h, (0.5, 0.5), (slope, slope_next))
         estimate = (slope_next - slope) * (h / 2) if error else None
         kept = Memory((other_next, slope_next))
         return Trial(span, x, x_next, [slope_next], estimate, given=memory, memory=kept)
@@ -100,6 +100,11 @@ class ReversibleHeun(Stepper):
     def end_slope(self, f: Evaluate, trial: Trial) -> Tensor:
         """f̂⁺."""
         return trial.memory.tensors[1]
+
+
+def mirrored(x: Tensor, center: Tensor) -> Tensor:
+    """2 center - x, in one pass."""
+    return torch.lerp(x, center, 2.0)
 
 
 METHODS = [AsynchronousLeapfrog(), ReversibleHeun()]
