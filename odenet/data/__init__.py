@@ -3,7 +3,7 @@
 from odenet.data.augmentation import crop_and_flip
 from odenet.data.dataset import Augmentation, DataSet, datasets, list_datasets
 from odenet.data.embedded import digits, mnist1d
-from odenet.data.points import moons, nested_spheres, spirals
+from odenet.data.points import flip, moons, nested_spheres, spirals
 from odenet.data.vision import cifar10, fashion_mnist, mnist
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "datasets",
     "digits",
     "fashion_mnist",
+    "flip",
     "list_datasets",
     "mnist",
     "mnist1d",

@@ -17,7 +17,7 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A labelled data set, small enough to live in memory.
+    """Samples and what is to be learned of them, classes or numbers; small enough to live in memory.
 
     Samples are either float32 and ready for the network, or uint8 images that `prepare` standardises batch by
     batch with `mean` and `std`, so that a large image set takes one byte per pixel.
@@ -25,14 +25,15 @@ class DataSet:
     Args:
         name: name in the registry.
         train_x: (n, *shape) float32, or uint8 together with `mean` and `std`.
-        train_y: (n,) int64 class indices.
+        train_y: (n,) int64 class indices; for a regression (n, numbers) float32.
         test_x: (m, *shape), of the dtype of `train_x`.
-        test_y: (m,) int64 class indices.
-        classes: names of the classes, in the order of their indices.
+        test_y: (m,) int64 class indices; for a regression (m, numbers) float32.
+        classes: names of the classes, in the order of their indices; none for a regression.
         augmentation: train-time transformation of a stored batch (before `prepare`) on its device; every
             random number comes from the generator that it is given, which lives on that device.
         mean: per-channel mean of the pixels scaled to [0, 1]; only for uint8 samples.
         std: per-channel standard deviation of the pixels scaled to [0, 1]; only for uint8 samples.
+        tolerance: makes it a regression: Euclidean distance up to which a prediction counts as right.
 
     Raises:
         InputError: the tensors do not fit each other.
@@ -47,15 +48,22 @@ class DataSet:
     augmentation: Augmentation | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         for part, x, y in (("training", self.train_x, self.train_y), ("test", self.test_x, self.test_y)):
-            if len(x) == 0 or y.shape != (len(x),):
+            if len(x) == 0 or len(y) != len(x) or y.dim() != (1 if self.tolerance is None else 2):
                 raise InputError(
                     f"the {part} set of {self.name} must have one label for each of at least one sample, "
                     f"got samples of shape {tuple(x.shape)} and labels of shape {tuple(y.shape)}"
                 )
-            if y.dtype != torch.int64 or int(y.min()) < 0 or int(y.max()) >= len(self.classes):
+            if self.tolerance is not None:
+                if y.dtype != torch.float32 or self.classes or y.shape[1:] != self.train_y.shape[1:]:
+                    raise InputError(
+                        f"the {part} targets of {self.name}, a regression, must be float32 of shape (n, numbers) and "
+                        f"have no classes, got {y.dtype} of shape {tuple(y.shape)} and {len(self.classes)} classes"
+                    )
+            elif y.dtype != torch.int64 or int(y.min()) < 0 or int(y.max()) >= len(self.classes):
                 raise InputError(
                     f"the {part} labels of {self.name} must be int64 in 0..{len(self.classes) - 1}, "
                     f"got {y.dtype} in {y.min().item()}..{y.max().item()}"
@@ -81,11 +89,17 @@ class DataSet:
         return "image" if len(self.shape) == 3 else "vector"
 
     @property
+    def outputs(self) -> int:
+        """Numbers that a network has to put out for a sample: one for each class, or those of a regression."""
+        return len(self.classes) if self.tolerance is None else self.train_y.shape[1]
+
+    @property
     def description(self) -> str:
         """One line that says what is in the data set."""
+        targets = f"{len(self.classes)} classes" if self.tolerance is None else f"{self.outputs} numbers to predict"
         return (
             f"{self.name}: {len(self.train_x)} training and {len(self.test_x)} test samples "
-            f"of shape {self.shape}, {len(self.classes)} classes"
+            f"of shape {self.shape}, {targets}"
         )
 
     def prepare(self, batch: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Point clouds with a known geometry: moons, spirals and nested spheres.
+"""Points with a known geometry: moons, spirals and nested spheres, and the line that is to be flipped.
 
 Coordinates are left as they are made (not standardised), since the geometry is the point of these sets.
 Training and test points are independent draws.
@@ -136,6 +136,39 @@ def nested_spheres(
         return radius[:, None] * direction, outer
 
     return _drawn("nested_spheres", draw, ("inner", "outer"), n, n_test, seed)
+
+
+@datasets.register("flip")
+def flip(n: int = 500, n_test: int = 500, tolerance: float = 0.1, seed: int = 0) -> DataSet:
+    """The line turned round, x -> -x for x uniform in [-1, 1]: a regression that no flow on the line can learn.
+
+    Two solutions of an ODE in one dimension keep their order, so its flow is an increasing function of x. Of all those
+    the constant 0 has the smallest squared error, 1/3.
+
+    Args:
+        n: number of training points.
+        n_test: number of test points.
+        tolerance: distance up to which a prediction counts as right.
+        seed: seed of the draw.
+
+    Returns:
+        A data set of (1,) vectors with targets of shape (1,).
+
+    Raises:
+        InputError: a number is out of range.
+
+    Reference:
+        E. Dupont, A. Doucet, Y. W. Teh, Augmented Neural ODEs, NeurIPS 2019, section 3.
+    """
+    check_range("tolerance", tolerance, 0, open_low=True)
+    check_count("n", n)
+    check_count("n_test", n_test)
+    check_seed("seed", seed)
+    train, test = (
+        torch.from_numpy(np.random.default_rng((seed, part)).uniform(-1, 1, (count, 1))).float()
+        for part, count in enumerate((n, n_test))
+    )
+    return DataSet("flip", train, -train, test, -test, (), tolerance=tolerance)
 
 
 def _drawn(name: str, draw: Draw, classes: tuple[str, ...], n: int, n_test: int, seed: int) -> DataSet:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet.blocks import Block, ODEBlock, blocks_of
-from odenet.diagnostics.path import evaluated
+from odenet.diagnostics.path import check_labels, evaluated
 from odenet.diagnostics.result import Curves, Line, Result, diagnostic
 from odenet.errors import InputError, OdenetError
 from odenet.models.swap import swap_blocks
@@ -68,11 +68,12 @@ def critical_step(
         there is such a number).
 
     Raises:
-        InputError: the model has no blocks.
+        InputError: the model has no blocks, or y are no labels.
     """
     blocks = blocks_of(model)
     if not blocks:
         raise InputError(f"{type(model).__name__} has no blocks whose steps could be changed")
+    check_labels(y)
     adaptive = any(block.scheme.steps is None for block in blocks)
     solver = "euler" if adaptive else blocks[0].scheme.solver
     trained = None if adaptive else max(block.scheme.steps or 0 for block in blocks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 
 from odenet.blocks import blocks_of
 from odenet.diagnostics.gradient_audit import audit_gradients
@@ -43,7 +43,7 @@ def gradient_error(model: nn.Module, x: Tensor, y: Tensor | None = None, samples
     Args:
         model: a classifier with blocks in it.
         x: (batch, ...) samples.
-        y: (batch,) labels; None for the mean square of the output as the loss.
+        y: (batch,) labels; (batch, numbers) of a regression; None for the mean square of the output as the loss.
         samples: samples of the batch, at most.
 
     Returns:
@@ -57,8 +57,9 @@ def gradient_error(model: nn.Module, x: Tensor, y: Tensor | None = None, samples
     if not blocks:
         raise InputError(f"{type(model).__name__} has no blocks to differentiate through")
     own = blocks[0].scheme.gradient
-    labels = None if y is None else y[:samples]
-    loss = None if labels is None else lambda logits: cross_entropy(logits, labels)
+    targets = None if y is None else y[:samples]
+    error = mse_loss if targets is not None and targets.is_floating_point() else cross_entropy
+    loss = None if targets is None else lambda outputs: error(outputs, targets)
     audit = audit_gradients(model, x[:samples], loss, [own], repeats=1)
     found = next((m for m in audit.methods if m.gradient == own), None)
     if found is None:

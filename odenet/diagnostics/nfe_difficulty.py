@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from odenet.blocks import ODEBlock, blocks_of
-from odenet.diagnostics.path import evaluated
+from odenet.blocks import Block, ODEBlock, blocks_of
+from odenet.diagnostics.path import as_time, check_labels, evaluated
 from odenet.diagnostics.result import Curves, Line, Result, diagnostic
+from odenet.diagnostics.survey import block_inputs
 from odenet.errors import InputError
 from odenet.models.swap import swap_blocks
 
@@ -42,6 +43,8 @@ def nfe_difficulty(
 ) -> NfeDifficulty:
     """The evaluations of F that each sample takes by itself under DOPRI5, and how they go with its loss.
 
+    Samples are solved together with `per_sample=True`; where F cannot take one time for each sample, one by one.
+
     Args:
         model: a classifier with blocks in it.
         x: (batch, ...) samples.
@@ -53,20 +56,24 @@ def nfe_difficulty(
         The rank correlation; it is not judged.
 
     Raises:
-        InputError: the model has no blocks.
+        InputError: the model has no blocks, or y are no labels.
     """
     if not blocks_of(model):
         raise InputError(f"{type(model).__name__} has no blocks that evaluate F")
+    check_labels(y)
     x, y = x[:samples], None if y is None else y[:samples]
-    twin = swap_blocks(
-        model,
-        lambda b: ODEBlock(b.weights, rtol=tolerance, atol=tolerance, t0=b.t0, t1=b.t1, gradient="autograd"),
-    )
-    nfe, logits = [], []
     with evaluated(model):
-        for i in range(len(x)):
-            logits.append(twin(x[i : i + 1]))
-            nfe.append(float(sum(block.stats.nfe for block in blocks_of(twin))))
+        together = all(map(_takes_times, blocks_of(model), block_inputs(model, x[:2])))
+
+        def adaptive(b: Block) -> ODEBlock:
+            walk = {"rtol": tolerance, "atol": tolerance, "gradient": "autograd", "per_sample": together}
+            return ODEBlock(b.weights, t0=b.t0, t1=b.t1, **walk)
+
+        twin = swap_blocks(model, adaptive)
+        nfe, logits = [], []
+        for part in [x] if together else x.split(1):
+            logits.append(twin(part))
+            nfe += _evaluations(twin, len(part))
     scores = torch.cat(logits).double()
     if y is None:
         top = scores.topk(2, dim=1).values
@@ -83,6 +90,24 @@ def nfe_difficulty(
     curves = Curves(label, "evaluations of F", [Line("a sample", difficulty, nfe, "points")], logx=y is not None)
     result.judged(None, text, curves)
     return result
+
+
+def _evaluations(model: nn.Module, batch: int) -> list[float]:
+    """Evaluations of F for each sample, summed over the blocks."""
+    counts = torch.zeros(batch)
+    for block in blocks_of(model):
+        samples = block.stats.samples
+        counts += block.stats.nfe if samples is None else samples.nfe
+    return counts.tolist()
+
+
+def _takes_times(block: Block, x: Tensor) -> bool:
+    """Whether F computes the same for one t as for that t for each sample."""
+    F, t = block.weights.piece(0, block.t0, block.t1), as_time(block.t0, x)
+    try:
+        return torch.allclose(F(t.expand(len(x)), x), F(t, x), rtol=1e-3, atol=1e-6)
+    except Exception:  # whatever a function that was not made for it does
+        return False
 
 
 def spearman(a: Tensor, b: Tensor) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from odenet.blocks import Block
 from odenet.depth import DepthWeights
+from odenet.errors import InputError
 from odenet.solvers.control import MAX_STEPS
 from odenet.solvers.registry import backends
 from odenet.solvers.scheme import ADAPTIVE_ONLY, Scheme
@@ -154,6 +155,15 @@ class Part(DepthWeights):
 
     def piece(self, index: int, *interval: float) -> Slope:
         return self.weights.piece(self.first + index, *(self.depth if interval else ()))
+
+
+def check_labels(y: Tensor | None) -> None:
+    """Raise `InputError` unless `y` holds labels of classes, or is None."""
+    if y is not None and (y.is_floating_point() or y.dim() != 1):
+        raise InputError(
+            f"this diagnostic is about classes and takes labels of shape (batch,), got targets of dtype {y.dtype} and "
+            f"shape {tuple(y.shape)}; of a regression, diagnose the blocks"
+        )
 
 
 def split(ts: Sequence[float], k: int) -> list[float]:

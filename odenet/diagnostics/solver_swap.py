@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet.blocks import blocks_of
-from odenet.diagnostics.path import evaluated
+from odenet.diagnostics.path import check_labels, evaluated
 from odenet.diagnostics.result import Curves, Line, Result, diagnostic, percent
 from odenet.errors import InputError, OdenetError
 from odenet.models.swap import label_of, rewalk, swap_blocks
@@ -60,10 +60,11 @@ def solver_swap(
         classes flip.
 
     Raises:
-        InputError: the model has no blocks.
+        InputError: the model has no blocks, or y are no labels.
     """
     if not blocks_of(model):
         raise InputError(f"{type(model).__name__} has no blocks whose solver could be changed")
+    check_labels(y)
     with evaluated(model):
         trained = model(x).argmax(1)
         cells = [_cell(model, x, y, trained, walk) for walk in walks]

@@ -13,7 +13,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from odenet.artifacts import make_folder, write_json, write_text
 from odenet.blocks import blocks_of
@@ -25,6 +24,7 @@ from odenet.experiments.build import build_data, build_model
 from odenet.experiments.evaluate import load_network, networks_of
 from odenet.plotting import save
 from odenet.plotting.gradient_audit import gradient_audit
+from odenet.training import Objective, objective_of
 
 HEADINGS = (
     "gradient",
@@ -64,8 +64,10 @@ def audit(config: DictConfig, console: Console) -> dict[str, Audit]:
         x, y = data.prepare(data.train_x[: config.batch]), data.train_y[: config.batch]
         model.train()
 
-        def loss(logits: torch.Tensor, y: torch.Tensor = y) -> torch.Tensor:
-            return cross_entropy(logits, y)
+        objective = objective_of(data)
+
+        def loss(outputs: torch.Tensor, y: torch.Tensor = y, objective: Objective = objective) -> torch.Tensor:
+            return objective.loss(outputs, y)
 
         result = audit_gradients(model, x, loss, config.methods, repeats=config.repeats)
         found[name] = result

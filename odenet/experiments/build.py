@@ -161,7 +161,7 @@ def _network(config: DictConfig, data: DataSet, residual: Callable[..., Any], bl
     return build(
         config.network,
         shape=list(data.shape),
-        classes=len(data.classes),
+        classes=data.outputs,
         residual=residual,
         stage=lambda F: stage(F, **(parts | dict(block))),
     )

@@ -21,6 +21,7 @@ from odenet.experiments.environment import environment
 from odenet.experiments.folder import CONFIG, open_folder
 from odenet.experiments.progress import Board, clock, summary_line
 from odenet.experiments.report import terminal_table, write_report
+from odenet.training import objective_of
 
 TIMES = "times.json"
 PROBE_STEPS = 2
@@ -106,7 +107,7 @@ def _estimate(config: DictConfig, data: DataSet) -> float:
         seconds = []
         for _ in range(PROBE_STEPS):
             start = time.perf_counter()
-            loss = torch.nn.functional.cross_entropy(model(x), y)
+            loss = objective_of(data).loss(model(x), y)
             loss.backward()
             loss.item()
             seconds.append(time.perf_counter() - start)
@@ -141,6 +142,7 @@ def _results(
             "n_train": len(data.train_x),
             "n_test": len(data.test_x),
             "classes": list(data.classes),
+            **({} if data.tolerance is None else {"outputs": data.outputs, "tolerance": data.tolerance}),
         },
         "seed": config.seed,
         "device": config.trainer.accelerator,

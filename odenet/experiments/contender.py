@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from odenet.artifacts import read_json, write_bytes, write_json
 from odenet.blocks import blocks_of
@@ -22,7 +21,7 @@ from odenet.errors import OdenetError, RunError
 from odenet.experiments.build import build_continuation, build_model, build_monitor, build_training, count_parameters
 from odenet.experiments.hidden import Hidden, hidden_states, load_hidden, save_hidden
 from odenet.experiments.swap import swap_matrix
-from odenet.training import History, Progress, evaluate, fit
+from odenet.training import History, Progress, evaluate, fit, objective_of
 
 RESULT, HIDDEN, CHECKPOINT = "result.json", "hidden.npz", "checkpoint.pt"
 INFERENCE_PASSES = 5
@@ -84,7 +83,8 @@ class Contender:
         monitor = build_monitor(self.config) if blocks else None
         history = fit(model, data, optimizer, schedule, settings, self.folder, progress, continuation, monitor)
         batch_size = settings.eval_batch_size
-        trained = evaluate(model, data.test_x, data.test_y, batch_size=batch_size, prepare=data.prepare)
+        how = {"batch_size": batch_size, "prepare": data.prepare, "objective": objective_of(data)}
+        trained = evaluate(model, data.test_x, data.test_y, **how)
 
         def swapped(number: int, total: int) -> None:
             tell("solver swap", number / total)
@@ -166,7 +166,7 @@ def gradient_error(model: nn.Module, data: DataSet, batch_size: int) -> float | 
     model.train()
     used = blocks_of(model)[0].scheme.gradient
     try:
-        audit = audit_gradients(model, x, lambda logits: cross_entropy(logits, y), [used], repeats=1)
+        audit = audit_gradients(model, x, lambda outputs: objective_of(data).loss(outputs, y), [used], repeats=1)
     except OdenetError:
         return None
     return audit.methods[0].error

@@ -20,6 +20,7 @@ from odenet.experiments.contender import CHECKPOINT
 from odenet.experiments.folder import read_config
 from odenet.experiments.swap import evaluate_walk, label_of
 from odenet.training import evaluate as evaluate_model
+from odenet.training import objective_of
 from odenet.training.monitor import restore_schemes
 
 DEFAULT_TOLERANCE = 1e-3
@@ -146,7 +147,8 @@ def _row(name: str, config: DictConfig, where: Path, walk: dict[str, Any] | None
     data = build_data(config)
     model = load_network(config, data, where)
     blocks = blocks_of(model)
-    trained = evaluate_model(model, data.test_x, data.test_y, batch_size=asked.batch_size, prepare=data.prepare)
+    how = {"batch_size": asked.batch_size, "prepare": data.prepare, "objective": objective_of(data)}
+    trained = evaluate_model(model, data.test_x, data.test_y, **how)
     row = {
         "network": name,
         "label": config.model.label,
@@ -156,5 +158,5 @@ def _row(name: str, config: DictConfig, where: Path, walk: dict[str, Any] | None
     if walk is None:
         return row
     result, note = evaluate_walk(model, data, walk, asked.batch_size, asked.reestimate)
-    flips = (result.predictions != trained.predictions).double().mean().item()
+    flips = (~objective_of(data).same(result.predictions, trained.predictions)).double().mean().item()
     return row | {"swapped": result.accuracy, "flips": flips, "nfe": result.nfe, "note": note}

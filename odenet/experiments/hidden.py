@@ -27,10 +27,11 @@ def hidden_states(model: nn.Module, data: DataSet, per_class: int = 10) -> Hidde
 
     Returns:
         `curves` (T, n, 2) on a fine grid of depths, None for a `ResNet`; `dots` (steps + 1, n, 2) at the ends of the
-        steps; `labels` (n,); `explained`, the two shares of the spread. None if the model has no block.
+        steps; `labels` (n,); `explained`, the two shares of the spread. None if the model has no block or the data no
+        classes.
     """
     blocks = blocks_of(model)
-    if not blocks:
+    if not blocks or not data.classes:
         return None
     block = blocks[-1]
     chosen = [(data.test_y == c).nonzero().flatten()[:per_class] for c in range(len(data.classes))]

@@ -11,7 +11,7 @@ from typing import Any
 
 from odenet.experiments.claims import judge, sentences
 from odenet.experiments.report_findings import findings
-from odenet.experiments.report_table import TABLE_COLUMNS, Results, sections
+from odenet.experiments.report_table import TABLE_COLUMNS, Results, known, sections
 
 LARGEST_SVG = 600_000  # bytes; a larger drawing is inlined as PNG
 
@@ -22,8 +22,16 @@ MEASURED = (
         "adjoint’s solve), summed over the blocks, mean over the training steps of the last epoch. Backpropagation "
         "through stored steps needs none.",
     ),
-    ("Test accuracy", "Share of the test set that is classified rightly, after the last epoch."),
-    ("Train loss", "Mean cross-entropy of the training samples as they were seen during the last epoch."),
+    (
+        "Test accuracy",
+        "Share of the test set that is classified rightly (in a regression: met within the tolerance), after the last "
+        "epoch.",
+    ),
+    (
+        "Train loss",
+        "Mean cross-entropy (in a regression: squared error) of the training samples as they were seen during the last "
+        "epoch.",
+    ),
     (
         "s / epoch",
         "Wall time of an epoch’s training steps, without evaluation and checkpoints: the median over the epochs.",
@@ -75,9 +83,12 @@ class Page:
 def facts(results: Results) -> str:
     """The run in one line: data, seed, epochs, device, time, version."""
     data = results["data"]
+    targets = f"{len(data['classes'])} classes"
+    if known(data.get("tolerance")):
+        targets = f"a regression, counted as right within {data['tolerance']:g}"
     parts = [
         f"{data['name']}: {data['n_train']} training and {data['n_test']} test samples of shape "
-        f"{' × '.join(map(str, data['shape']))}, {len(data['classes'])} classes",
+        f"{' × '.join(map(str, data['shape']))}, {targets}",
         f"seed {results['seed']}",
     ]
     for key, text in (("epochs", "{} epochs"), ("batch_size", "batches of {}"), ("device", "device {}")):

@@ -14,7 +14,7 @@ from odenet.depth import reestimate_statistics
 from odenet.errors import OdenetError
 from odenet.models.swap import label_of, rewalk, swap_blocks
 from odenet.solvers import Scheme
-from odenet.training import Evaluation, evaluate
+from odenet.training import Evaluation, evaluate, objective_of
 
 Cell = dict[str, Any]
 
@@ -48,9 +48,10 @@ def swap_matrix(
 
     Returns:
         One cell for each walk; `accuracy`, `flips` and `nfe` are None where the walk failed, and `note` says why.
-        `flips` is the share of test samples whose class is not the one they had under the training solver.
+        `flips` is the share of test samples whose class is not the one they had under the training solver (in a
+        regression, whose prediction moved by more than the tolerance).
     """
-    blocks = blocks_of(model)
+    blocks, same = blocks_of(model), objective_of(data).same
     cells = []
     for number, walk in enumerate(walks, start=1):
         cell: Cell = {key: walk.get(key) for key in ("solver", "steps", "rtol", "atol")}
@@ -58,7 +59,7 @@ def swap_matrix(
         cell |= {"trained": all(trained_with(b.scheme, walk) for b in blocks), "note": ""}
         try:
             result, cell["note"] = evaluate_walk(model, data, walk, batch_size)
-            flips = (result.predictions != trained.predictions).double().mean().item()
+            flips = (~same(result.predictions, trained.predictions)).double().mean().item()
             cell |= {"accuracy": result.accuracy, "flips": flips, "nfe": result.nfe}
         except OdenetError as error:
             cell["note"] = str(error)
@@ -94,5 +95,6 @@ def evaluate_walk(
     if reestimate:
         twin = copy.deepcopy(twin)
         reestimate_statistics(twin, (data.prepare(x) for x in data.train_x.split(batch_size)))
-    result = evaluate(twin, data.test_x, data.test_y, batch_size=batch_size, prepare=data.prepare)
+    how = {"batch_size": batch_size, "prepare": data.prepare, "objective": objective_of(data)}
+    result = evaluate(twin, data.test_x, data.test_y, **how)
     return result, next(filter(None, notes), "")

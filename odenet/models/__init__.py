@@ -1,6 +1,6 @@
 """Models built from blocks."""
 
-from odenet.models.classifiers import ImageClassifier, NoDepth, VectorClassifier
+from odenet.models.classifiers import ImageClassifier, NoDepth, VectorClassifier, VectorFlow
 from odenet.models.distill import Unrolled, distill, unrolled
 from odenet.models.layers import Augment, Downsample
 from odenet.models.opened import from_blocks, from_resnet, load_original_state_dict, original_state_dict
@@ -15,6 +15,7 @@ __all__ = [
     "Plain",
     "Unrolled",
     "VectorClassifier",
+    "VectorFlow",
     "distill",
     "from_blocks",
     "from_resnet",

@@ -1,4 +1,4 @@
-"""Classifiers built from blocks. What a stage is, a ResNet or an ODE, is the choice of one argument."""
+"""Classifiers and flows built from blocks. What a stage is, a ResNet or an ODE, is the choice of one argument."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class VectorClassifier(_Classifier):
 
     Args:
         shape: (features,) of a sample.
-        classes: number of classes.
+        classes: number of classes, or of numbers in a regression.
         residual: makes F for a number of features, e.g. `odenet.residual.MLP`.
         stage: makes a stage of F, e.g. `odenet.ODEBlock`.
         width: features of the state after a linear stem; None for no stem: the state is the point itself.
@@ -162,3 +162,58 @@ class VectorClassifier(_Classifier):
         for stage in self.stages:
             x = stage(x)
         return self.head(x)
+
+
+class VectorFlow(_Classifier):
+    """Blocks on vectors and nothing else: the answer is the state at the end of depth, without augmented features.
+
+    Args:
+        shape: (features,) of a sample.
+        classes: numbers of the answer, the first so many features; at most as many as a sample has.
+        residual: makes F for a number of features, e.g. `odenet.residual.MLP`.
+        stage: makes a stage of F, e.g. `odenet.ODEBlock`.
+        stages: number of stages, each with an F of its own.
+        augment: extra zero features of the state.
+
+    Shape:
+        (batch, features) -> (batch, classes).
+
+    Raises:
+        InputError: an argument that cannot be used.
+
+    Reference:
+        Dupont et al. 2019, Augmented Neural ODEs.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int,
+        residual: Residual,
+        stage: Stage,
+        stages: int = 1,
+        augment: int = 0,
+    ):
+        super().__init__()
+        if len(shape) != 1 or classes > shape[0]:
+            raise InputError(
+                f"VectorFlow takes samples of shape (features,) and answers with at most as many numbers, got samples "
+                f"of shape {tuple(shape)} and {classes} numbers; use VectorClassifier (network=vector) or "
+                "ImageClassifier (network=image)"
+            )
+        for name, size in (("classes", classes), ("stages", stages)):
+            check_size(name, size)
+        self.classes = classes
+        self.augment = Augment(augment)
+        self.stages = nn.ModuleList(stage(residual(shape[0] + augment)) for _ in range(stages))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The state at which the first stage starts, shape (batch, features + augment)."""
+        return self.augment(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The answers to a batch of vectors."""
+        x = self.encode(x)
+        for stage in self.stages:
+            x = stage(x)
+        return x[:, : self.classes]

@@ -8,14 +8,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from odenet.blocks import Block, blocks_of
 from odenet.depth import DepthWeights
 from odenet.depth.moments import move
 from odenet.errors import InputError
-from odenet.training.evaluation import classify
+from odenet.training.objective import CLASSIFICATION, Objective, outputs_of
 
 Change = Callable[[Block], Block]
 
@@ -86,12 +85,12 @@ def apply(change: Change, model: nn.Module, optimizer: Optimizer | None = None) 
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Mean cross-entropy in evaluation mode."""
+def mean_loss(model: nn.Module, x: Tensor, y: Tensor, objective: Objective = CLASSIFICATION) -> float:
+    """Mean loss in evaluation mode."""
     training = model.training
     model.eval()
     try:
-        return float(cross_entropy(classify(model, x), y))
+        return float(objective.loss(outputs_of(model, x), y))
     finally:
         model.train(training)
 

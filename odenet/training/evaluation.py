@@ -1,4 +1,4 @@
-"""Accuracy and loss of a classifier on labelled samples."""
+"""Accuracy and loss of a network on samples with their targets."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from odenet.errors import InputError
+from odenet.training.objective import CLASSIFICATION, Objective, outputs_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,9 +19,9 @@ class Evaluation:
     """Result of `evaluate`.
 
     Attributes:
-        accuracy: share of the samples that is classified rightly.
-        loss: mean cross-entropy.
-        predictions: (n,) int64 predicted classes, on the CPU.
+        accuracy: share of the samples that is classified rightly (in a regression: met within the tolerance).
+        loss: mean cross-entropy (squared error).
+        predictions: (n,) int64 predicted classes, or (n, numbers), on the CPU.
         seconds: wall time.
         nfe: evaluations of F in a forward pass, summed over the blocks, mean over the batches.
     """
@@ -40,18 +40,20 @@ def evaluate(
     *,
     batch_size: int = 512,
     prepare: Callable[[Tensor], Tensor] | None = None,
+    objective: Objective = CLASSIFICATION,
 ) -> Evaluation:
-    """Classify samples in evaluation mode, without gradients, on the device that the model is on.
+    """Predict the targets of samples in evaluation mode, without gradients, on the device that the model is on.
 
     Every module is put back into the mode that it was in.
 
     Args:
         model: classifier; (batch, *shape) -> (batch, classes).
         x: (n, *shape) samples, n at least 1.
-        y: (n,) int64 labels.
+        y: (n,) int64 labels, or (n, numbers) in a regression.
         batch_size: samples in one forward pass; the result depends on it only if the model's does (an adaptive
             solver shares its steps among the batch).
         prepare: what turns a stored batch into the model's input, e.g. `DataSet.prepare`; nothing by default.
+        objective: what is asked of the outputs, e.g. `odenet.training.objective_of(data)`; classes by default.
 
     Returns:
         Accuracy, loss, predictions, time and function evaluations.
@@ -61,7 +63,7 @@ def evaluate(
     """
     from odenet.blocks import collect_stats
 
-    if len(x) == 0 or y.shape != (len(x),):
+    if len(x) == 0 or len(y) != len(x) or (y.dim() != 1 and not y.is_floating_point()):
         raise InputError(
             f"evaluate needs one label for each of at least one sample, got samples of shape {tuple(x.shape)} "
             f"and labels of shape {tuple(y.shape)}"
@@ -74,33 +76,18 @@ def evaluate(
     with _evaluation_mode(model), torch.no_grad():
         for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
             batch, labels = batch.to(device), labels.to(device)
-            logits = classify(model, batch if prepare is None else prepare(batch))
-            losses.append(cross_entropy(logits, labels, reduction="sum").item())
-            predictions.append(logits.argmax(dim=1))
+            outputs = outputs_of(model, batch if prepare is None else prepare(batch))
+            losses.append(objective.loss(outputs, labels).item() * len(labels))
+            predictions.append(objective.predict(outputs))
             nfe.append(float(collect_stats(model).nfe))
     predicted = torch.cat(predictions).cpu()
     return Evaluation(
-        accuracy=(predicted == y.cpu()).double().mean().item(),
+        accuracy=objective.same(predicted, y.cpu()).double().mean().item(),
         loss=sum(losses) / len(y),
         predictions=predicted,
         seconds=time.perf_counter() - started,
         nfe=sum(nfe) / len(nfe),
     )
-
-
-def classify(model: nn.Module, batch: Tensor) -> Tensor:
-    """The model's logits, at least float32, after a check of their shape.
-
-    Raises:
-        InputError: the output is not of shape (batch, classes).
-    """
-    logits = model(batch)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(batch):
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(
-            f"a classifier must return logits of shape (batch, classes), got {shape} for a batch of {len(batch)}"
-        )
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 @contextmanager

@@ -16,10 +16,11 @@ class EpochRecord(TypedDict):
 
     Keys:
         epoch: 1 for the first.
-        train_loss: mean cross-entropy of the training samples, as they were seen during the epoch.
-        train_accuracy: share of the training samples that were classified rightly, as they were seen.
-        test_loss: mean cross-entropy on the test set after the epoch.
-        test_accuracy: share of the test set that is classified rightly after the epoch.
+        train_loss: mean cross-entropy (in a regression squared error) of the training samples, as they were seen during
+            the epoch.
+        train_accuracy: share of the training samples that were right (see `Objective`), as they were seen.
+        test_loss: mean loss on the test set after the epoch.
+        test_accuracy: share of the test set that is right after the epoch.
         nfe_forward: evaluations of F in the forward pass, summed over the blocks, mean over the steps.
         nfe_backward: evaluations of F in the backward pass, likewise.
         accepted: accepted solver steps in the forward pass, likewise.

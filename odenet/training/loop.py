@@ -1,4 +1,4 @@
-"""Training a classifier: `fit`, from the first batch to the last checkpoint."""
+"""Training a network: `fit`, from the first batch to the last checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric, seed_everything
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -24,11 +23,12 @@ from odenet.training import checkpoint
 from odenet.training.batches import Samples, batches, derived_seed
 from odenet.training.continuation import Change, Continuation, apply, mean_loss
 from odenet.training.engine import launch, sum_over_processes
-from odenet.training.evaluation import classify, evaluate
+from odenet.training.evaluation import evaluate
 from odenet.training.history import EpochRecord, History, Progress, write_history
 from odenet.training.logs import Logs
 from odenet.training.memory import saved_bytes
 from odenet.training.monitor import OdeMonitor, Values, restore_schemes, schemes_of
+from odenet.training.objective import Objective, objective_of, outputs_of
 from odenet.training.report import Report
 from odenet.training.settings import Settings
 
@@ -47,14 +47,16 @@ def fit(
     continuation: Continuation | None = None,
     monitor: OdeMonitor | None = None,
 ) -> History:
-    """Train `model` on `data` with the cross-entropy loss; continue where a run in `folder` was interrupted.
+    """Train `model` on `data`, with the cross-entropy loss or, for numbers, the squared error.
+
+    Continues where a run in `folder` was interrupted.
 
     The same model, data, optimizer, schedule and settings give the same numbers on the same machine, whether or
     not the run was interrupted. The model is trained in place and ends on the device that was used. Under
     `torchrun` (with `strategy="ddp"`) each process takes a share of every batch and the first one writes.
 
     Args:
-        model: classifier; (batch, *data.shape) -> (batch, classes).
+        model: (batch, *data.shape) -> (batch, data.outputs): logits, or numbers.
         data: training and test samples; the test samples are only evaluated.
         optimizer: makes the optimizer from the parameters, e.g. `functools.partial(torch.optim.Adam, lr=1e-3)`.
         schedule: makes the learning-rate schedule from the optimizer and the number of steps of the whole run;
@@ -164,7 +166,7 @@ def _switch(
 
     def loss() -> float:
         with fabric.autocast():
-            return mean_loss(model, fabric.strategy.precision.convert_input(x), y)
+            return mean_loss(model, fabric.strategy.precision.convert_input(x), y, objective_of(data))
 
     before = loss()
     for change in changes:
@@ -179,8 +181,10 @@ def _monitor(
     x = data.prepare(data.train_x[: monitor.samples].to(fabric.device))
     x, y = fabric.strategy.precision.convert_input(x), data.train_y[: monitor.samples].to(fabric.device)
 
+    objective = objective_of(data)
+
     def score(network: nn.Module) -> float:
-        return (classify(network, x).argmax(dim=1) == y).double().mean().item()
+        return objective.same(objective.predict(outputs_of(network, x)), y).double().mean().item()
 
     with fabric.autocast():
         return monitor.after_epoch(model, x, epoch, settings.epochs, score)
@@ -206,7 +210,7 @@ def _train_epoch(
     cuda = fabric.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(fabric.device)
-    memory, not_training = math.nan, 0.0
+    memory, not_training, objective = math.nan, 0.0, objective_of(data)
     samples, loss_sum, lr = 0, 0.0, math.nan
     correct = torch.zeros((), dtype=torch.int64, device=fabric.device)
     counts = torch.zeros(4, dtype=torch.float64)
@@ -218,11 +222,11 @@ def _train_epoch(
 
         if epoch == 0 and not cuda and step == min(1, len(loader) - 1):
             before = time.perf_counter()
-            memory = _measure(fabric, model, x, y)
+            memory = _measure(fabric, model, objective, x, y)
             not_training += time.perf_counter() - before
 
-        logits = classify(wrapped, x)
-        loss = cross_entropy(logits, y)
+        outputs = outputs_of(wrapped, x)
+        loss = objective.loss(outputs, y)
         for penalty in take_penalties(model):
             loss = loss + penalty
         value, lr = loss.item(), optimizer.param_groups[0]["lr"]
@@ -241,7 +245,7 @@ def _train_epoch(
 
         samples += len(y)
         loss_sum += value * len(y)
-        correct += (logits.detach().argmax(dim=1) == y).sum()
+        correct += objective.same(objective.predict(outputs.detach()), y).sum()
         did = [float(n) for n in (stats.nfe, stats.nfe_backward, stats.accepted, stats.rejected)]
         counts += torch.tensor(did, dtype=torch.float64)
         report.step_done(epoch, value, did[0])
@@ -264,12 +268,12 @@ def _train_epoch(
     }
 
 
-def _measure(fabric: Fabric, model: nn.Module, x: Tensor, y: Tensor) -> float:
+def _measure(fabric: Fabric, model: nn.Module, objective: Objective, x: Tensor, y: Tensor) -> float:
     from odenet.blocks import take_penalties
 
     def loss() -> Tensor:
         with fabric.autocast():
-            loss = cross_entropy(classify(model, fabric.strategy.precision.convert_input(x)), y)
+            loss = objective.loss(outputs_of(model, fabric.strategy.precision.convert_input(x)), y)
             return sum(take_penalties(model), loss)
 
     return saved_bytes(model, loss)
@@ -288,6 +292,7 @@ def _test(fabric: Fabric, model: nn.Module, data: DataSet, settings: Settings) -
             y,
             batch_size=settings.eval_batch_size,
             prepare=lambda batch: fabric.strategy.precision.convert_input(data.prepare(batch)),
+            objective=objective_of(data),
         )
     n, loss, hits = sum_over_processes(fabric, [len(y), result.loss * len(y), result.accuracy * len(y)])
     return loss / n, hits / n

@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 import odenet.data
-from odenet.data import DataSet, datasets, digits, list_datasets, mnist1d, moons, nested_spheres, spirals
+from odenet.data import DataSet, datasets, digits, flip, list_datasets, mnist1d, moons, nested_spheres, spirals
 from odenet.errors import InputError, UnknownNameError
 
 FROM_FILES = {"mnist", "fashion_mnist", "cifar10"}
@@ -32,6 +32,9 @@ def test_parts_fit_together(data):
 
 
 def test_classes_are_balanced_in_both_parts(data):
+    if data.tolerance is not None:
+        assert data.classes == () and data.outputs == data.train_y.shape[1]
+        return
     for y in (data.train_y, data.test_y):
         counts = torch.bincount(y, minlength=len(data.classes)).float()
         assert len(counts) == len(data.classes)
@@ -106,6 +109,18 @@ def test_mnist1d_touches_neither_network_nor_global_generators(monkeypatch, tmp_
     assert data.shape == (40,)
     assert (len(data.train_x), len(data.test_x)) == (30, 10)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_flip_is_the_line_turned_round():
+    data = flip(n=300, n_test=100, tolerance=0.2, seed=3)
+    assert data.train_x.shape == data.train_y.shape == (300, 1) and data.test_x.shape == (100, 1)
+    assert torch.equal(data.train_y, -data.train_x) and torch.equal(data.test_y, -data.test_x)
+    assert data.train_x.min() < -0.95 and data.train_x.max() > 0.95 and data.train_x.abs().max() <= 1
+    assert (data.outputs, data.tolerance) == (1, 0.2) and "1 numbers" in data.description
+    with pytest.raises(InputError, match="must be float32 of shape"):
+        DataSet("wrong", data.train_x, data.train_y.double(), data.test_x, data.test_y, (), tolerance=0.1)
+    with pytest.raises(InputError, match="tolerance must be greater than 0"):
+        flip(tolerance=0.0)
 
 
 def test_moons_without_noise_lie_on_the_half_circles():

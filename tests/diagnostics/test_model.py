@@ -127,6 +127,30 @@ def test_evaluations_go_with_the_stiffness_of_a_sample():
     assert nfe_difficulty(Model(), x).correlation < -0.9  # a long sample has a large margin
 
 
+@pytest.mark.parametrize("takes_times", [True, False])
+def test_each_sample_counts_the_evaluations_that_it_takes_alone(takes_times):
+    torch.manual_seed(2)
+    A, scale = torch.randn(3, 3).double(), torch.tensor([0.3, 1.0, 2.0, 4.0, 8.0]).double()
+    F = (lambda t, x: torch.sin(x @ A)) if takes_times else (lambda t, x: torch.sin(x @ A) * (1 + t))
+    model = nn.Sequential(odenet.ODEBlock(F), odenet.ODEBlock(lambda t, x: -x))
+    x = scale[:, None] * torch.randn(5, 3).double()
+    alone = nn.Sequential(*(block.continuous(rtol=1e-4, atol=1e-4) for block in model))
+    expected = []
+    for row in x:
+        alone(row[None])
+        expected.append(sum(block.stats.nfe for block in alone))
+    found = nfe_difficulty(model, x, tolerance=1e-4)
+    assert found.nfe == expected and len(set(expected)) > 1
+
+
+def test_diagnostics_of_classes_refuse_numbers_and_those_of_blocks_do_not():
+    model, x = nn.Sequential(odenet.ResNet(MLP(2, width=4), 4, solver="rk4")), torch.randn(6, 2)
+    for finding in survey(model, x, -x):
+        classes = finding.diagnostic in ("solver_swap", "critical_step", "nfe_difficulty")
+        assert (finding.result is None) == classes, finding
+        assert not classes or "takes labels of shape (batch,)" in finding.note
+
+
 @pytest.mark.parametrize("labels", [True, False])
 def test_an_exact_gradient_passes_and_the_adjoint_of_coarse_steps_fails(labels):
     x, y = torch.randn(8, 2), torch.randint(0, 2, (8,)) if labels else None

@@ -9,7 +9,7 @@ from torch import nn
 import odenet
 from odenet.blocks import blocks_of
 from odenet.errors import InputError
-from odenet.models import Augment, Downsample, ImageClassifier, NoDepth, VectorClassifier, swap_blocks
+from odenet.models import Augment, Downsample, ImageClassifier, NoDepth, VectorClassifier, VectorFlow, swap_blocks
 
 STAGES = {
     "resnet": partial(odenet.ResNet, steps=2, weights="untied"),
@@ -44,6 +44,19 @@ def test_vector_classifier_takes_points_with_and_without_a_stem(stage, width):
     assert bool((state[:, -1] == 0).all())
     if width is None:
         assert torch.equal(state[:, :3], x)
+
+
+def test_a_flow_answers_with_its_state():
+    model = VectorFlow((3,), 2, odenet.residual.MLP, STAGES["ode"], stages=2, augment=1)
+    x = torch.randn(7, 3)
+    state = model.encode(x)
+    assert torch.equal(state, torch.cat([x, torch.zeros(7, 1)], 1))
+    for block in model.blocks:
+        state = block(state)
+    assert torch.equal(model(x), state[:, :2])
+    assert torch.equal(VectorFlow((3,), 3, odenet.residual.MLP, NoDepth)(x), x)
+    with pytest.raises(InputError, match="answers with at most as many numbers, got samples of shape .2,. and 3"):
+        VectorFlow((2,), 3, odenet.residual.MLP, NoDepth)
 
 
 def test_identity_stage_computes_stem_and_head_only():
