@@ -6,17 +6,21 @@ config names it as `claim`.
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from odenet.diagnostics import Curves, Line
 from odenet.errors import InputError
 from odenet.experiments.report_findings import finest, points
 from odenet.experiments.report_table import Results, known, percent
 from odenet.registry import Registry
 
 COLLAPSE, SURVIVES, SOLVED = 0.05, 0.01, 0.98
+BEST_MONOTONE = 1 / 3  # smallest squared error of an increasing function against -x, x uniform in [-1, 1]
+STEEP = -0.8
 Network = dict[str, Any]
 
 
@@ -29,12 +33,14 @@ class Claim:
         claim: what the paper says.
         measured: what was measured here.
         seen: whether that is what the paper says.
+        panels: a figure of what was measured, by the titles of its panels; may be empty.
     """
 
     paper: str
     claim: str
     measured: str
     seen: bool
+    panels: Mapping[str, Curves] = field(default_factory=dict)
 
 
 claims: Registry[Callable[[Sequence[Results]], Claim]] = Registry("claim")
@@ -85,11 +91,7 @@ def nested_spheres(list_of_results: Sequence[Results]) -> Claim:
     runs = _runs(list_of_results)
     accuracy = {name: _mean(n["test_accuracy"] for n in found) for name, found in runs.items()}
     nfe = {name: _mean(n["nfe_forward"] for n in found) for name, found in runs.items()}
-    for name in ("node", "anode", "resnet"):
-        if name not in runs:
-            raise InputError(
-                f"the claim nested_spheres is about the contenders node, anode and resnet; {name} is missing"
-            )
+    _need("nested_spheres", runs, "node", "anode", "resnet")
     text = "; ".join(f"{name} {percent(accuracy[name])} with {nfe[name]:.0f} evaluations" for name in accuracy)
     fails = accuracy["node"] < accuracy["anode"] - SURVIVES or nfe["node"] > 1.5 * nfe["anode"]
     return Claim(
@@ -106,9 +108,7 @@ def degradation(list_of_results: Sequence[Results]) -> Claim:
     """Plain networks get worse with depth, residual ones do not."""
     loss = {name: _mean(n["train_loss"] for n in found) for name, found in _runs(list_of_results).items()}
     accuracy = {name: _mean(n["test_accuracy"] for n in found) for name, found in _runs(list_of_results).items()}
-    for name in ("plain_shallow", "plain_deep", "residual_shallow", "residual_deep"):
-        if name not in loss:
-            raise InputError(f"the claim degradation needs the contender {name}")
+    _need("degradation", loss, "plain_shallow", "plain_deep", "residual_shallow", "residual_deep")
     text = "; ".join(f"{name} loss {loss[name]:.3g}, test accuracy {percent(accuracy[name])}" for name in loss)
     worse = loss["plain_deep"] > loss["plain_shallow"] and accuracy["plain_deep"] < accuracy["plain_shallow"]
     return Claim(
@@ -117,6 +117,101 @@ def degradation(list_of_results: Sequence[Results]) -> Claim:
         f"training {text}.",
         worse and accuracy["residual_deep"] >= accuracy["residual_shallow"] - SURVIVES,
     )
+
+
+@claims.register("flip_1d")
+def flip_1d(list_of_results: Sequence[Results]) -> Claim:
+    """A neural ODE on the line cannot learn x -> -x, an augmented one and a ResNet can."""
+    runs = _runs(list_of_results)
+    _need("flip_1d", runs, "node", "anode", "resnet")
+    error = {name: _mean(n["test_loss"] for n in found) for name, found in runs.items()}
+    nfe = {name: _mean(n["nfe_forward"] for n in found) for name, found in runs.items()}
+    text = "; ".join(f"{name} {error[name]:.2g} with {nfe[name]:.0f} evaluations" for name in error)
+    lines = [Line("target", [-1.0, 1.0], [1.0, -1.0], "dashed")]
+    for name, found in runs.items():
+        points = sorted(zip(found[0]["answers"]["x"], found[0]["answers"]["y"], strict=True))
+        lines.append(Line(name, [x for x, _ in points], [y for _, y in points]))
+    return Claim(
+        "Dupont et al. 2019 (Augmented Neural ODEs)",
+        "no neural ODE on the line learns x → -x, since its paths cannot cross; one with an additional dimension and a "
+        "ResNet do.",
+        f"mean squared error on the test set: {text}. No increasing function has less than 1/3.",
+        error["node"] > 0.9 * BEST_MONOTONE and max(error["anode"], error["resnet"]) < 0.05 * BEST_MONOTONE,
+        {"": Curves("x", "answer", lines)},
+    )
+
+
+@claims.register("depth_refinement")
+def depth_refinement(list_of_results: Sequence[Results]) -> Claim:
+    """A network that was refined while it was trained keeps its accuracy, also when it is compressed afterwards."""
+    runs = _runs(list_of_results)
+    _need("depth_refinement", runs, "shallow", "refined", "deep")
+    own = {name: _mean(n["test_accuracy"] for n in found) for name, found in runs.items()}
+    counts = sorted({cell["pieces"] for found in runs.values() for n in found for cell in n["swap"]})
+    curve = {name: [_reshaped(found, count) for count in counts] for name, found in runs.items()}
+    reached = dict(zip(counts, curve["refined"], strict=True))
+    lost = own["refined"] - reached[8]
+    steps = [float(count) for count in counts]
+    lines = [Line(name, steps, values) for name, values in curve.items()]
+    return Claim(
+        "Queiruga et al. 2020 (Continuous-in-Depth Neural Networks)",
+        "a network can be trained with few layers, refined to more on the way, and compressed afterwards without "
+        "training again, and keeps its accuracy.",
+        f"test accuracy of 4 layers {percent(own['shallow'])}; refined to 16 on the way {percent(own['refined'])}, and "
+        f"then made 8 {percent(reached[8])}, 32 {percent(reached[32])}; 16 layers trained from the start "
+        f"{percent(own['deep'])}, and then made 8 {percent(dict(zip(counts, curve['deep'], strict=True))[8])}.",
+        own["refined"] >= own["shallow"] - SURVIVES and lost <= SURVIVES + 1e-9,
+        {"": Curves("layers after training", "test accuracy", lines, logx=True)},
+    )
+
+
+@claims.register("resnet_to_ode")
+def resnet_to_ode(list_of_results: Sequence[Results]) -> Claim:
+    """The states of a ResNet come nearer to those of its ODE as 1/N where the layers' weights are smooth in depth."""
+    runs = _runs(list_of_results)
+    families: dict[str, dict[int, float]] = {}
+    for name, found in runs.items():
+        family, _, layers = name.rpartition("_")
+        if layers.isdigit():
+            distances = [max(part["distance"]) for n in found for part in n["diagnostics"]["ode_distance"] if part]
+            families.setdefault(family, {})[int(layers)] = _mean(distances)
+    _need("resnet_to_ode", families, "smooth", "drawn")
+    slopes = {family: _slope(distances) for family, distances in families.items()}
+    lines = []
+    for family, distances in families.items():
+        N = sorted(distances)
+        lines.append(Line(f"{family} layers, slope {slopes[family]:.2f}", [*map(float, N)], [distances[n] for n in N]))
+    first = families["smooth"][min(families["smooth"])] * min(families["smooth"])
+    lines.append(Line("1/N", [float(n) for n in families["smooth"]], [first / n for n in families["smooth"]], "dashed"))
+    most = max(families["smooth"])
+    return Claim(
+        "Sander et al. 2022 (Do Residual Neural Networks discretize Neural ODEs?)",
+        "the states of a ResNet of N layers and of the ODE through its weights are O(1/N) apart, if the weights are "
+        "smooth in depth.",
+        f"largest distance along depth, N from {min(families['smooth'])} to {most}: it falls as N to the power "
+        f"{slopes['smooth']:.2f} where all layers begin with the same weights, to {families['smooth'][most]:.2g} at "
+        f"{most}, and as N to the power {slopes['drawn']:.2f} where they are drawn one by one, to "
+        f"{families['drawn'][max(families['drawn'])]:.2g}.",
+        slopes["smooth"] <= STEEP,
+        {"": Curves("layers N", "largest distance of the states", lines, logx=True, logy=True)},
+    )
+
+
+def _slope(distances: Mapping[int, float]) -> float:
+    """Least-squares slope of the logarithms."""
+    x, y = [math.log(n) for n in distances], [math.log(max(d, 1e-300)) for d in distances.values()]
+    return statistics.linear_regression(x, y).slope if len(x) > 1 else math.nan
+
+
+def _reshaped(networks: Sequence[Network], pieces: int) -> float:
+    """Mean accuracy with so many layers made of those that were trained."""
+    return _mean(cell["accuracy"] for n in networks for cell in n["swap"] if cell["pieces"] == pieces)
+
+
+def _need(claim: str, found: Mapping[str, Any], *names: str) -> None:
+    for name in names:
+        if name not in found:
+            raise InputError(f"the claim {claim} is about the contenders {', '.join(names)}; {name} is missing")
 
 
 def _runs(list_of_results: Sequence[Results]) -> dict[str, list[Network]]:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from odenet.artifacts import read_json, write_json, write_text
 from odenet.data import DataSet
+from odenet.diagnostics import diagnostics
 from odenet.errors import InputError, RunError
 from odenet.experiments.build import build_data, build_model, build_training, device_of, rehearse
 from odenet.experiments.claims import claims
@@ -48,6 +49,7 @@ def compare(config: DictConfig, console: Console) -> Path:
     configs = _configs(config)
     if config.claim is not None:
         claims[config.claim]
+    measures = [name for name in config.diagnostics if diagnostics[name]]
     threads = config.trainer.threads
     if threads is not None:
         torch.set_num_threads(threads)
@@ -68,7 +70,7 @@ def compare(config: DictConfig, console: Console) -> Path:
                 continue
             start = time.monotonic()
             board.begin(c.name)
-            result = c.run(data, walks, board.trained, board.told)
+            result = c.run(data, walks, board.trained, board.told, measures)
             times[c.name] = times.get(c.name, 0.0) + time.monotonic() - start
             write_json(folder / TIMES, times)
             finished[c.name] = result

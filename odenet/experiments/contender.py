@@ -16,7 +16,7 @@ from torch import nn
 from odenet.artifacts import read_json, write_bytes, write_json
 from odenet.blocks import blocks_of
 from odenet.data import DataSet
-from odenet.diagnostics.gradient_audit import audit_gradients
+from odenet.diagnostics import audit_gradients, survey
 from odenet.errors import OdenetError, RunError
 from odenet.experiments.build import build_continuation, build_model, build_monitor, build_training, count_parameters
 from odenet.experiments.hidden import Hidden, hidden_states, load_hidden, save_hidden
@@ -25,6 +25,7 @@ from odenet.training import History, Progress, evaluate, fit, objective_of
 
 RESULT, HIDDEN, CHECKPOINT = "result.json", "hidden.npz", "checkpoint.pt"
 INFERENCE_PASSES = 5
+MEASURED, ANSWERS = 512, 200  # test samples
 Tell = Callable[[str, float], None]
 
 
@@ -67,6 +68,7 @@ class Contender:
         walks: Sequence[Mapping[str, Any]] = (),
         progress: Callable[[Progress], None] | None = None,
         tell: Tell = lambda what, share: None,
+        measures: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Train (or go on training), evaluate, and write the result.
 
@@ -75,6 +77,7 @@ class Contender:
             walks: the solvers of the swap matrix.
             progress: told how training goes.
             tell: told what is done after training, and which share of it is over.
+            measures: diagnostics whose numbers are to be kept.
         """
         model = build_model(self.config, data)
         optimizer, schedule, settings = build_training(self.config)
@@ -99,11 +102,25 @@ class Contender:
             "history": history,
             "swap": swap_matrix(model, data, trained, walks, batch_size, swapped) if blocks else [],
         }
+        if measures and blocks:
+            result["diagnostics"] = measured(model, data, measures)
+        if data.tolerance is not None and data.shape == (1,):
+            result["answers"] = {"x": data.test_x[:ANSWERS, 0].tolist(), "y": trained.predictions[:ANSWERS, 0].tolist()}
         hidden = hidden_states(model, data) if walks else None
         if hidden is not None:
             write_bytes(self.folder / HIDDEN, save_hidden(hidden))
         write_json(self.folder / RESULT, result)
         return read_json(self.folder / RESULT)
+
+
+def measured(model: nn.Module, data: DataSet, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The numbers of diagnostics on the first test samples: for each a list, over the blocks if it is about blocks."""
+    device = next(model.parameters()).device
+    x, y = data.prepare(data.test_x[:MEASURED].to(device)), data.test_y[:MEASURED].to(device)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for finding in survey(model, x, y, names):
+        found[finding.diagnostic].append({} if finding.result is None else finding.result.numbers())
+    return found
 
 
 def describe(name: str, config: DictConfig, model: nn.Module) -> dict[str, Any]:

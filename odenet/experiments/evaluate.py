@@ -63,7 +63,7 @@ def evaluate(config: DictConfig, console: Console) -> list[dict[str, Any]]:
             cells += [f"{100 * row['swapped']:.1f} %", f"{100 * row['flips']:.1f} %", f"{row['nfe']:.0f}", row["note"]]
         table.add_row(*cells)
     console.print(table)
-    name = "as-trained" if as_trained else label_of(walk or {}).replace(" ", "-").lower()
+    name = "as-trained" if as_trained else label_of(walk or {}).replace(",", "").replace(" ", "-").lower()
     path = write_json(folder / f"evaluate-{name}.json", rows)
     console.print(f"written to {path}", highlight=False)
     return rows
@@ -94,6 +94,8 @@ def load_network(config: DictConfig, data: DataSet, folder: Path) -> nn.Module:
 
 def _walk(config: DictConfig) -> dict[str, Any] | None:
     asked = {k: config[k] for k in ("steps", "rtol", "atol") if config[k] is not None}
+    if config.pieces is not None:
+        asked["pieces"] = config.pieces
     if config.solver is None:
         if asked:
             raise InputError(f"{', '.join(asked)} need a solver; give solver=NAME")

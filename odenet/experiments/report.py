@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from odenet import plotting
 from odenet.artifacts import make_folder, write_json, write_text
+from odenet.experiments.claims import judge
 from odenet.experiments.report_page import Page, Picture, html, markdown
 from odenet.experiments.report_seeds import seed_summary, write_seed_summary
 from odenet.experiments.report_table import TABLE_COLUMNS, result_table, results_csv, swap_csv, terminal_table
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 CAPTIONS = {
+    "claim": ("What the paper’s claim is about", "The numbers by which the claim below is judged."),
     "accuracy_nfe": (
         "Accuracy and function evaluations",
         "Each trained network, its weights untouched, walked by other solvers. Above: Euler’s method with more and "
@@ -107,10 +109,15 @@ def write_report(
 def _figures(results: dict[str, Any], hidden: Mapping[str, Mapping[str, Any]]) -> dict[str, Callable[[], Figure]]:
     """The figures that these results have something for."""
     swapped = any(network["swap"] for network in results["contenders"])
+    walked = any(cell.get("pieces") is None for network in results["contenders"] for cell in network["swap"])
+    claim = judge([results])
     followed = any(network["name"] in hidden for network in results["contenders"])
     figures: dict[str, Callable[[], Figure]] = {}
+    if claim is not None and claim.panels:
+        figures["claim"] = lambda: plotting.curves(claim.panels)
+    if walked:
+        figures["accuracy_nfe"] = lambda: plotting.accuracy_nfe(_as_they_are(results))
     if swapped:
-        figures["accuracy_nfe"] = lambda: plotting.accuracy_nfe(results)
         figures["swap_matrix"] = lambda: plotting.swap_matrix(results)
     figures["training_curves"] = lambda: plotting.training_curves(results)
     if plotting.monitored(results):
@@ -118,3 +125,12 @@ def _figures(results: dict[str, Any], hidden: Mapping[str, Mapping[str, Any]]) -
     if followed:
         figures["hidden_states"] = lambda: plotting.hidden_states(hidden, results)
     return figures
+
+
+def _as_they_are(results: dict[str, Any]) -> dict[str, Any]:
+    """The results without walks for which the weights were refined or coarsened."""
+    contenders = [
+        {**network, "swap": [cell for cell in network["swap"] if cell.get("pieces") is None]}
+        for network in results["contenders"]
+    ]
+    return {**results, "contenders": contenders}

@@ -110,7 +110,7 @@ def _survivors(networks: list[Network]) -> list[str]:
 
 def finest(network: Network) -> list[Cell]:
     """The Euler cell with most steps and the adaptive cell with the smallest tolerance, of those evaluated."""
-    cells = [c for c in network["swap"] if known(c["accuracy"])]
+    cells = [c for c in network["swap"] if known(c["accuracy"]) and c.get("pieces") is None]
     euler = [c for c in cells if c["solver"] == "euler" and c["steps"] is not None]
     adaptive = [c for c in cells if c["steps"] is None and c["rtol"] is not None]
     found = [max(euler, key=lambda c: c["steps"])] if euler else []
@@ -129,6 +129,7 @@ def smallest_euler(network: Network) -> int | None:
 
 def _euler(network: Network) -> list[Cell]:
     cells = [c for c in network["swap"] if c["solver"] == "euler" and c["steps"] is not None and known(c["accuracy"])]
+    cells = [c for c in cells if c.get("pieces") is None]
     return sorted(cells, key=lambda c: c["steps"])
 
 

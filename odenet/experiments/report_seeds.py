@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from odenet import plotting
 from odenet.artifacts import make_folder, write_json, write_text
 from odenet.errors import InputError
+from odenet.experiments.claims import judge
 from odenet.experiments.report_table import MISSING, Results, csv_text, known
 
 METRICS = ("test_accuracy", "train_loss", "nfe_forward", "nfe_backward", "seconds_per_epoch", "parameters")
@@ -77,7 +79,7 @@ def write_seed_summary(folder: str | Path, list_of_results: Sequence[Results]) -
         list_of_results: results of comparisons, at least one.
 
     Returns:
-        The files by name.
+        The files by name; with a claim that has a figure also claim.png and claim.svg.
 
     Raises:
         InputError: no results.
@@ -85,11 +87,16 @@ def write_seed_summary(folder: str | Path, list_of_results: Sequence[Results]) -
     """
     summary = seed_summary(list_of_results)
     folder = make_folder(folder)
-    return {
+    written = {
         "summary.json": write_json(folder / "summary.json", summary),
         "summary.csv": write_text(folder / "summary.csv", _csv(summary)),
         "summary.md": write_text(folder / "summary.md", _markdown(summary, list_of_results)),
     }
+    claim = judge(list_of_results)
+    if claim is not None and claim.panels:
+        files = plotting.save(plotting.curves(claim.panels), folder / "claim")
+        written |= {path.name: path for path in files.values()}
+    return written
 
 
 def _csv(summary: dict[str, Any]) -> str:
@@ -123,6 +130,9 @@ def _markdown(summary: dict[str, Any], list_of_results: Sequence[Results]) -> st
             cells = [_shown(network[metric], factor, digits) for metric, _, factor, digits in SHOWN]
             text.append(f"| {as_markdown(network['label'])} | {' | '.join(cells)} |")
     text += ["", *claim_section(*list_of_results)]
+    claim = judge(list_of_results)
+    if claim is not None and claim.panels:
+        text += ["![What the paper’s claim is about](claim.png)"]
     return "\n".join(text) + "\n"
 
 

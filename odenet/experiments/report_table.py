@@ -91,7 +91,7 @@ RESULT_FIELDS = (
     "inference_ms",
     "memory_bytes",
 )
-CELL_FIELDS = ("label", "solver", "steps", "rtol", "atol", "accuracy", "flips", "nfe", "trained", "note")
+CELL_FIELDS = ("label", "solver", "steps", "pieces", "rtol", "atol", "accuracy", "flips", "nfe", "trained", "note")
 
 
 def result_table(results: Results) -> list[dict[str, str]]:

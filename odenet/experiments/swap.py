@@ -20,8 +20,8 @@ Cell = dict[str, Any]
 
 
 def trained_with(scheme: Scheme, walk: Mapping[str, Any]) -> bool:
-    """Whether a walk is the one that a scheme describes: same method, same steps or tolerances."""
-    if walk["solver"] != scheme.solver or walk.get("steps") != scheme.steps:
+    """Whether a walk is the one that a scheme describes: same method, same steps or tolerances, same weights."""
+    if walk.get("pieces") is not None or walk["solver"] != scheme.solver or walk.get("steps") != scheme.steps:
         return False
     if scheme.steps is not None:
         return True
@@ -42,7 +42,8 @@ def swap_matrix(
         model: the trained model.
         data: where the test set comes from.
         trained: its evaluation under the solver it was trained with.
-        walks: solvers to try, each with solver, and steps or rtol and atol.
+        walks: solvers to try, each with solver, and steps or rtol and atol; with pieces, the weights are refined or
+            coarsened to as many first.
         batch_size: samples in a forward pass.
         done: called after each walk with its number, from 1, and how many there are.
 
@@ -54,7 +55,7 @@ def swap_matrix(
     blocks, same = blocks_of(model), objective_of(data).same
     cells = []
     for number, walk in enumerate(walks, start=1):
-        cell: Cell = {key: walk.get(key) for key in ("solver", "steps", "rtol", "atol")}
+        cell: Cell = {key: walk.get(key) for key in ("solver", "steps", "pieces", "rtol", "atol")}
         cell |= {"label": label_of(walk), "accuracy": None, "flips": None, "nfe": None}
         cell |= {"trained": all(trained_with(b.scheme, walk) for b in blocks), "note": ""}
         try:
@@ -76,7 +77,7 @@ def evaluate_walk(
     Args:
         model: the trained model; nothing in it is changed.
         data: where the test set comes from.
-        walk: solver, steps or rtol and atol, and backend.
+        walk: solver, steps or rtol and atol, backend, and pieces.
         batch_size: samples in a forward pass.
         reestimate: whether running statistics of norms are estimated anew, on the training set under this walk.
 

@@ -35,21 +35,24 @@ def swap_blocks(model: nn.Module, replace: Callable[[Block], nn.Module]) -> nn.M
 def label_of(walk: Mapping[str, Any]) -> str:
     """A solver as a column's heading: "Euler 8", "dopri5 1e-3"."""
     name = "Euler" if walk["solver"] == "euler" else walk["solver"]
-    if walk.get("steps") is not None:
-        return f"{name} {walk['steps']}"
     rtol = walk.get("rtol")
-    return name if rtol is None else f"{name} {rtol:.0e}".replace("e-0", "e-")
+    if walk.get("steps") is not None:
+        name = f"{name} {walk['steps']}"
+    elif rtol is not None:
+        name = f"{name} {rtol:.0e}".replace("e-0", "e-")
+    return name if walk.get("pieces") is None else f"{name}, {walk['pieces']} layers"
 
 
 def rewalk(block: Block, walk: Mapping[str, Any]) -> tuple[Block, str]:
     """A block that shares its weights with `block` and walks them another way.
 
     Untied weights walked with fewer steps than layers keep every k-th layer: Euler with the weights read at the start
-    of each step.
+    of each step. Where the walk says `pieces`, the weights are refined or coarsened to as many, best in L2 over depth,
+    and those are new weights.
 
     Args:
         block: the block as trained.
-        walk: solver, steps or rtol and atol, and backend.
+        walk: solver, steps or rtol and atol, backend, and pieces.
 
     Returns:
         The new block, and a note on what was left out, if anything.
@@ -58,7 +61,10 @@ def rewalk(block: Block, walk: Mapping[str, Any]) -> tuple[Block, str]:
         InputError: a walk that this block cannot take.
     """
     weights, note = block.weights, ""
-    steps = walk.get("steps")
+    walk = dict(walk)
+    pieces, steps = walk.pop("pieces", None), walk.get("steps")
+    if pieces is not None and pieces != weights.pieces:
+        weights, note = weights.coarsen(pieces), f"{weights.pieces} layers made {pieces}"
     if steps is not None and weights.pieces > 1 and steps < weights.pieces:
         weights, note = _every(weights, steps)
     return ODEBlock(weights, t0=block.t0, t1=block.t1, gradient="autograd", **walk), note

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 3.2, 2.5
-INTEGERS = ("steps", "evaluations of F")
+INTEGERS = ("steps", "evaluations of F", "layers N", "layers after training")
 
 
 def curves(panels: Mapping[str, Any]) -> Figure:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from odenet.artifacts import read_json
 from odenet.errors import InputError
 from odenet.experiments.claims import claims, judge, sentences
 from odenet.experiments.config import config_folder
@@ -48,6 +49,53 @@ def test_degradation_needs_plain_networks_that_get_worse_and_residual_ones_that_
     assert not judge([run(0.95, 0.92)]).seen and not judge([run(0.5, 0.6)]).seen
 
 
+def test_the_line_is_flipped_by_all_but_the_flow():
+    def run(**errors):
+        answers = {"x": [0.5, -0.5], "y": [-0.5, 0.5]}
+        found = [network(name, 1.0) | {"test_loss": error, "answers": answers} for name, error in errors.items()]
+        return results("flip_1d", *found)
+
+    claim = judge([run(resnet=1e-3, node=0.34, anode=1e-4)])
+    assert claim.seen and "node 0.34 with 10 evaluations" in claim.measured
+    assert claim.panels[""].lines[1].x == [-0.5, 0.5] and claim.panels[""].lines[1].y == [0.5, -0.5]
+    assert not judge([run(resnet=1e-3, node=0.1, anode=1e-4)]).seen  # a flow that flips
+    assert not judge([run(resnet=1e-3, node=0.34, anode=0.1)]).seen
+
+
+def test_refinement_keeps_accuracy_and_so_does_compression():
+    def run(shallow, refined, compressed):
+        def reshaped(name, own, eight):
+            cells = [{"solver": "euler", "steps": n, "pieces": n, "accuracy": a} for n, a in eight.items()]
+            return network(name, own) | {"swap": cells}
+
+        made = {4: 0.5, 8: compressed, 16: refined, 32: 0.9}
+        rest = dict.fromkeys((4, 8, 16, 32), 0.3)
+        found = reshaped("shallow", shallow, rest), reshaped("refined", refined, made), reshaped("deep", 0.97, rest)
+        return results("depth_refinement", *found)
+
+    seen = judge([run(0.96, 0.97, 0.965), run(0.96, 0.97, 0.955)])
+    assert seen.seen and "refined to 16 on the way 97.0 %, and then made 8 96.0 %, 32 90.0 %" in seen.measured
+    assert seen.panels[""].lines[1].y == pytest.approx([0.5, 0.96, 0.97, 0.9])
+    assert not judge([run(0.96, 0.97, 0.9)]).seen and not judge([run(0.99, 0.97, 0.97)]).seen
+
+
+def test_the_slope_of_the_distance_to_the_ode_is_measured():
+    def run(power):
+        found = []
+        for family, falls in (("smooth", power), ("drawn", -0.1)):
+            for N in (4, 8, 16):
+                distance = [0.0, 0.5 * 3.0 * N**falls, 3.0 * N**falls]
+                one = network(f"{family}_{N}", 0.9) | {"diagnostics": {"ode_distance": [{"distance": distance}]}}
+                found.append(one)
+        return results("resnet_to_ode", *found)
+
+    claim = judge([run(-1.0), run(-1.0)])
+    assert claim.seen and "to the power -1.00" in claim.measured and "to the power -0.10" in claim.measured
+    assert claim.panels[""].lines[0].y == pytest.approx([3 / 4, 3 / 8, 3 / 16])
+    assert claim.panels[""].lines[0].y == pytest.approx(claim.panels[""].lines[2].y)  # the line that is drawn as 1/N
+    assert not judge([run(-0.5)]).seen
+
+
 def test_three_sentences():
     claim = judge([results("solver_swap", network("a", 1.0, finest=0.5), network("b", 1.0, finest=1.0))] * 3)
     first, second, third = sentences(claim, 3)
@@ -55,7 +103,7 @@ def test_three_sentences():
     assert judge([{"contenders": []}]) is None
 
 
-@pytest.mark.parametrize("name", ["solver_swap", "nested_spheres", "degradation"])
+@pytest.mark.parametrize("name", list(claims))
 def test_what_a_claim_needs_is_said(name):
     with pytest.raises(InputError):
         judge([results(name, network("other", 1.0))])
@@ -68,11 +116,37 @@ def test_every_experiment_with_a_claim_names_one_that_there_is():
     assert set(filter(None, found)) == set(claims)
 
 
-def test_an_experiment_ends_with_its_claim(odenet):
+def test_an_experiment_ends_with_its_claim_and_the_figure_of_it_over_seeds_too(odenet):
     small = ["data.n=64", "data.n_test=40", "trainer.epochs=1", "residual.width=4", "trainer.batch_size=32"]
-    done = odenet("compare", "experiment=nested_spheres", *small, "folder=run")
+    words = [*small, "diagnostics=[step_halving]", "hydra.sweep.dir=sweep", "seed=0,1"]
+    done = odenet("compare", "experiment=flip_1d", *words, "-m")
     assert done.status == 0, done.err
+    summary = (odenet.folder / "sweep/summary.md").read_text()
+    assert "Measured over 2 seeds: mean squared error" in summary and "](claim.png)" in summary
+    assert (odenet.folder / "sweep/claim.png").stat().st_size > 3000
+    run = next((odenet.folder / "runs/compare").iterdir())
+    assert (run / "figures/claim.png").stat().st_size > 3000 and "figures/claim.png" in (run / "report.md").read_text()
     for name in ("report.md", "report.html"):
-        text = (odenet.folder / "run" / name).read_text()
+        text = (run / name).read_text()
         assert "Dupont et al. 2019 (Augmented Neural ODEs) claim" in text and "This was" in text
         assert "with one seed" in text
+    assert "a regression, counted as right within 0.1" in (run / "report.html").read_text()
+    node = read_json(run / "results.json")["contenders"][1]
+    assert [len(part["defects"]) for part in node["diagnostics"]["step_halving"]] == [3]
+    assert len(node["answers"]["x"]) == len(node["answers"]["y"]) == 40
+
+
+def test_layers_are_refined_and_coarsened_after_training(odenet):
+    words = ["model=resnet", "solver.steps=4", "data=moons", "data.n=64", "data.n_test=40", "trainer.epochs=1"]
+    assert odenet("train", *words, "network=vector", "residual=mlp", "residual.width=8", "folder=run").status == 0
+    nfe = {}
+    for pieces, solver in ((2, "euler"), (8, "euler"), (8, "rk4"), (None, "rk4")):
+        more = [] if pieces is None else [f"pieces={pieces}"]
+        steps = 8 if pieces is None else pieces
+        done = odenet("evaluate", "run=run", f"solver={solver}", f"steps={steps}", *more)
+        assert done.status == 0, done.err
+        name = solver.capitalize() if solver == "euler" else solver
+        file = f"evaluate-{name}-{steps}{'' if pieces is None else f'-{pieces}-layers'}.json".lower()
+        nfe[pieces, solver] = read_json(odenet.folder / "run" / file)[0]
+    assert nfe[2, "euler"]["nfe"] == 2 and nfe[2, "euler"]["note"] == "4 layers made 2"
+    assert nfe[8, "rk4"]["swapped"] == nfe[None, "rk4"]["swapped"]  # 8 pieces of the same function of depth
