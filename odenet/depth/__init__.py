@@ -1,7 +1,8 @@
 """Weights over depth θ(t): tied, untied, or a function of depth in a basis; and the way from one to another."""
 
 from odenet.depth.constant import Constant, PiecewiseConstant, constant, piecewise_constant
-from odenet.depth.expansion import Expansion, bspline, chebyshev, fourier, piecewise_linear
+from odenet.depth.expansion import Expansion
+from odenet.depth.kinds import bspline, chebyshev, fourier, piecewise_linear
 from odenet.depth.low_rank import LowRank, low_rank
 from odenet.depth.moments import carry_optimizer
 from odenet.depth.projection import Residual

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from odenet.depth.bases import Basis, check_count
 from odenet.depth.coefficients import Coefficients, drawn, mapped, stacked, statistics_of
-from odenet.depth.expansion import Expansion, ExpansionKind, contract, piecewise_linear, sized
+from odenet.depth.expansion import Expansion, contract
+from odenet.depth.kinds import ExpansionKind, piecewise_linear, sized
 from odenet.depth.projection import draw, gram, means, ones, report, residual, transfer
 from odenet.depth.weights import DepthWeights, ResidualFunction, check_module, check_residual, depth_weights
 from odenet.errors import InputError

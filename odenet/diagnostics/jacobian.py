@@ -8,9 +8,16 @@ import torch
 from torch import Tensor
 
 from odenet.diagnostics.path import norms
+from odenet.solvers.jacobian import load_forward_mode
 
 Field = Callable[[Tensor], Tensor]
 POWER_STEPS = 20
+
+
+def jvp(f: Field, x: Tensor, v: Tensor) -> Tensor:
+    """∂f/∂x v."""
+    load_forward_mode()
+    return torch.func.jvp(f, (x,), (v,))[1]
 
 
 def lipschitz(f: Field, x: Tensor, steps: int = POWER_STEPS, seed: int = 0) -> Tensor:
@@ -29,7 +36,7 @@ def lipschitz(f: Field, x: Tensor, steps: int = POWER_STEPS, seed: int = 0) -> T
     pull = torch.func.vjp(f, x)[1]
     sigma = x.new_zeros(x.shape[0])
     for _ in range(steps):
-        pushed = torch.func.jvp(f, (x,), (v,))[1]
+        pushed = jvp(f, x, v)
         sigma = norms(pushed)
         v = _unit(pull(pushed)[0])
     return sigma
@@ -58,7 +65,7 @@ def ritz_values(f: Field, x: Tensor, size: int = 16, seed: int = 0) -> Tensor:
     H = x.new_zeros(batch, size + 1, size)
     V[:, 0] = _unit(_random(x, seed)).flatten(1)
     for j in range(size):
-        w = torch.func.jvp(f, (x,), (V[:, j].reshape(x.shape),))[1].flatten(1)
+        w = jvp(f, x, V[:, j].reshape(x.shape)).flatten(1)
         for _ in range(2):  # twice is enough
             h = torch.einsum("bid,bd->bi", V[:, : j + 1], w)
             w = w - torch.einsum("bi,bid->bd", h, V[:, : j + 1])

@@ -12,6 +12,7 @@ from odenet.depth import DepthWeights
 from odenet.diagnostics.path import Part, Slope, evaluated, on_grid
 from odenet.diagnostics.result import Curves, Line, Result, diagnostic
 from odenet.run import run
+from odenet.solvers.jacobian import load_forward_mode
 
 EXPONENTS = 4
 
@@ -42,6 +43,7 @@ class Variational(DepthWeights):
 
     def __init__(self, weights: DepthWeights):
         super().__init__()
+        load_forward_mode()
         self.weights, self.knots = weights, weights.knots
 
     def piece(self, index: int, *interval: float) -> Slope:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from odenet.blocks import Block
-from odenet.diagnostics.jacobian import lipschitz
+from odenet.diagnostics.jacobian import jvp, lipschitz
 from odenet.diagnostics.path import Path, Slope, as_time, evaluated, follow, norms, places, refined, slope_on
 from odenet.diagnostics.result import Curves, Line, Result, diagnostic, percent
 
@@ -105,5 +105,5 @@ def _constants(block: Block, path: Path, fine: Path, finer: int) -> tuple[Tensor
 def _second_derivative(F: Slope, t: Tensor, x: Tensor, inwards: float) -> Tensor:
     """x'' = ∂_t F + ∂_x F F; the derivative by t is a difference over a thousandth of the step, into the step."""
     k = F(t, x)
-    pushed = torch.func.jvp(partial(F, t), (x,), (k,))[1]
+    pushed = jvp(partial(F, t), x, k)
     return pushed + (F(t + 1e-3 * inwards, x) - k) / (1e-3 * inwards)

@@ -20,7 +20,7 @@ from odenet.registry import Registry
 
 COLLAPSE, SURVIVES, SOLVED = 0.05, 0.01, 0.98
 BEST_MONOTONE = 1 / 3  # smallest squared error of an increasing function against -x, x uniform in [-1, 1]
-STEEP = -0.8
+STEEP = -0.9  # slope that counts as 1/N, over the larger half of the N, in their logarithm
 Network = dict[str, Any]
 
 
@@ -181,18 +181,19 @@ def resnet_to_ode(list_of_results: Sequence[Results]) -> Claim:
     for family, distances in families.items():
         N = sorted(distances)
         lines.append(Line(f"{family} layers, slope {slopes[family]:.2f}", [*map(float, N)], [distances[n] for n in N]))
-    first = families["smooth"][min(families["smooth"])] * min(families["smooth"])
-    lines.append(Line("1/N", [float(n) for n in families["smooth"]], [first / n for n in families["smooth"]], "dashed"))
-    most = max(families["smooth"])
+    least, most = min(families["smooth"]), max(families["smooth"])
+    last = most * families["smooth"][most]
+    lines.append(Line("1/N", [float(n) for n in families["smooth"]], [last / n for n in families["smooth"]], "dashed"))
+    late = {N: distance for N, distance in families["smooth"].items() if least * most <= N * N}
     return Claim(
         "Sander et al. 2022 (Do Residual Neural Networks discretize Neural ODEs?)",
         "the states of a ResNet of N layers and of the ODE through its weights are O(1/N) apart, if the weights are "
         "smooth in depth.",
-        f"largest distance along depth, N from {min(families['smooth'])} to {most}: it falls as N to the power "
-        f"{slopes['smooth']:.2f} where all layers begin with the same weights, to {families['smooth'][most]:.2g} at "
-        f"{most}, and as N to the power {slopes['drawn']:.2f} where they are drawn one by one, to "
-        f"{families['drawn'][max(families['drawn'])]:.2g}.",
-        slopes["smooth"] <= STEEP,
+        f"largest distance along depth, N from {least} to {most}: where all layers begin with the same weights it "
+        f"falls as N to the power {slopes['smooth']:.2f} (from {min(late)} layers on {_slope(late):.2f}), to "
+        f"{families['smooth'][most]:.2g} at {most}; where they are drawn one by one as N to the power "
+        f"{slopes['drawn']:.2f}, to {families['drawn'][max(families['drawn'])]:.2g}.",
+        _slope(late) <= STEEP,
         {"": Curves("layers N", "largest distance of the states", lines, logx=True, logy=True)},
     )
 

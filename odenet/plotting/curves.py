@@ -42,6 +42,11 @@ def curves(panels: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def _first(value: float) -> str:
+    """The first digit of a positive number."""
+    return f"{value:e}"[0]
+
+
 def _draw(axes: Axes, found: Any) -> dict[str, Any]:
     """The lines of one panel; returns their handles by their labels."""
     handles: dict[str, Any] = {}
@@ -75,5 +80,10 @@ def _scale(axes: Axes, found: Any) -> None:
     axes.tick_params(which="minor", labelsize=style.SMALL)
     if found.logy and any(y > 0 for _, y in drawn):
         axes.set_yscale("log")
+        values = [y for _, y in drawn if y > 0]
+        if min(values) > 1e-3 and max(values) < 1e4:  # as they are, not as powers of ten
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            narrow = max(values) < 30 * min(values)
+            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if narrow and _first(value) in "235" else "")
     elif any(line.look == "level" for line in found.lines) and all(y >= 0 for _, y in drawn):
         axes.set_ylim(0, 1.1 * max([y for _, y in drawn] + [line.y[0] for line in found.lines if line.look == "level"]))

@@ -83,7 +83,7 @@ def jacobian(value: Tensor, at: Tensor) -> Tensor:
 
 
 @lru_cache
-def _load_forward_mode() -> None:
+def load_forward_mode() -> None:
     """Let torch load its forward mode, during which it warns of its own use of torch.jit."""
     with warnings.catch_warnings(), forward_ad.dual_level():
         warnings.simplefilter("ignore", FutureWarning)
@@ -122,7 +122,7 @@ class Products:
         return torch.zeros_like(v) if product is None else product.detach()
 
     def _forward(self, v: Tensor) -> Tensor:
-        _load_forward_mode()
+        load_forward_mode()
         with taped(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
             k = self.f(self.t, forward_ad.make_dual(leaf(self.x), v))
             tangent = forward_ad.unpack_dual(k).tangent

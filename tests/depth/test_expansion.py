@@ -265,3 +265,26 @@ class Lazy(nn.Module):
 
     def forward(self, t, x):
         return self.linear(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [bspline(2, 2), chebyshev(3)], ids=["bspline", "chebyshev"])
+def test_transforms_go_through_weights_again_and_again_and_leave_nothing_behind(kind, dtype):
+    weights = kind(MLP(3, width=4, time="concat")).to(dtype)
+    piece, x, t = weights.piece(0), torch.randn(5, 3, dtype=dtype), torch.tensor(0.2, dtype=dtype)
+    block = odenet.ResNet(weights, 2, solver="midpoint")
+    for _ in range(2):
+        rows = torch.vmap(lambda row: block(row[None])[0])(x)
+        torch.testing.assert_close(rows, block(x))
+        with torch.enable_grad():
+            leaf = x.clone().requires_grad_()
+            expected = torch.autograd.grad(block(leaf).sum(), leaf)[0]
+        torch.testing.assert_close(torch.func.grad(lambda x: block(x).sum())(x), expected)
+        value, slope = torch.func.jvp(lambda t: piece(t, x), (t,), (torch.ones_like(t),))  # through the time itself
+        back = torch.func.grad(lambda t: piece(t, x).sum())(t)
+        assert slope.dtype == dtype
+        torch.testing.assert_close(slope.sum(), back)
+        torch.testing.assert_close(value, piece(t, x))
+        assert not torch._C._functorch.is_functorch_wrapped_tensor(piece.table)
+    if dtype == torch.float64:
+        torch.testing.assert_close(slope, (piece(t + 1e-5, x) - piece(t - 1e-5, x)) / 2e-5, rtol=1e-6, atol=1e-6)
