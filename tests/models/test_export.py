@@ -1,4 +1,4 @@
-"""A distilled network outside of Python: torch.export gives the outputs that it gives."""
+"""A distilled network outside of Python: torch.export and ONNX give the outputs that it gives."""
 
 import copy
 
@@ -42,3 +42,27 @@ def test_a_network_goes_on_as_before_once_it_was_traced(before):
         torch.testing.assert_close(y, expected)
     y.sum().backward()
     assert all(p.grad is not None for p in network.parameters())
+
+
+def opened_resnet():
+    """A chain of torchvision's blocks as layers of depth, each walked twice."""
+    BasicBlock = pytest.importorskip("torchvision").models.resnet.BasicBlock
+    block = odenet.models.from_blocks([BasicBlock(4, 4), BasicBlock(4, 4)]).discretize(4)
+    return nn.Sequential(block, nn.Flatten(), nn.Linear(4 * 36, 2)).eval(), torch.randn(3, 4, 6, 6)
+
+
+@pytest.mark.parametrize("make", [pytest.param(small_network, marks=pytest.mark.slow), opened_resnet])
+def test_onnx_gives_the_same_outputs(tmp_path, make):
+    pytest.importorskip("onnxscript")
+    onnx = pytest.importorskip("onnx")
+    reference = pytest.importorskip("onnx.reference")
+    model, x = make()
+    path = str(tmp_path / "network.onnx")
+    batch = torch.export.Dim("batch", min=2)
+    torch.onnx.export(unrolled(model), (x,), path, dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
+    onnx.checker.check_model(path)
+    (given,) = onnx.load(path).graph.input
+    evaluator = reference.ReferenceEvaluator(path)
+    for inputs in (x, torch.randn(7, *x.shape[1:])):
+        (y,) = evaluator.run(None, {given.name: inputs.numpy()})
+        torch.testing.assert_close(torch.from_numpy(y), model(inputs).detach(), rtol=1e-4, atol=1e-5)
