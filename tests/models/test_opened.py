@@ -9,6 +9,7 @@ from torch import nn
 import odenet
 from odenet.blocks import blocks_of
 from odenet.data import digits
+from odenet.depth import piecewise_constant, piecewise_linear
 from odenet.errors import InputError, ResidualError
 from odenet.models import from_blocks, from_resnet, load_original_state_dict, original_state_dict, swap_blocks
 from odenet.residual.branches import BRANCHES
@@ -122,6 +123,41 @@ def test_an_opened_network_is_walked_as_an_ode():
     assert original_state_dict(ode).keys() == original_state_dict(opened).keys()
 
 
+REFINED = ["torchvision/resnet18", "timm/seresnet18", pytest.param("torchvision/resnet50", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("name", REFINED)
+def test_an_opened_network_is_refined_projected_and_taken_back(name):
+    model = made(name).eval()
+    opened, x = from_resnet(model), torch.randn(2, 3, 32, 32)
+
+    def close(a, b):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+
+    with torch.no_grad():
+        logits = model(x)
+        finer = swap_blocks(opened, lambda b: b.discretize(2 * b.scheme.steps))(x)
+        refined = swap_blocks(opened, lambda b: b.refine(2))  # the same function of depth, twice the layers
+        close(refined(x), finer)
+        assert not torch.allclose(finer, logits, rtol=1e-2)
+        rk4 = [swap_blocks(m, lambda b: b.continuous("rk4", steps=2 * round(b.t1))) for m in (opened, refined)]
+        close(rk4[1](x), rk4[0](x))
+        again = swap_blocks(opened, lambda b: b.project(piecewise_constant(b.weights.pieces)))
+        close(again(x), logits)
+        assert {id(p) for p in again.parameters()} != {id(p) for p in model.parameters()}
+        line = swap_blocks(opened, lambda b: b.project(piecewise_linear(b.weights.pieces)))
+        lost = [block.weights.residual.relative for block in blocks_of(line)]
+        assert all(0 < r < 1 for r, b in zip(lost, blocks_of(opened), strict=True) if b.weights.pieces > 1)
+        assert torch.isfinite(line(x)).all()
+        back = swap_blocks(refined, lambda b: b.coarsen(b.weights.pieces // 2, steps=b.weights.pieces // 2))
+        close(back(x), logits)
+        fresh = made(name).eval()
+        fresh.load_state_dict(original_state_dict(back))
+        close(fresh(x), logits)
+    with pytest.raises(InputError, match="refine or coarsen them to as many layers first"):
+        original_state_dict(refined)
+
+
 def test_a_coarser_network_has_no_original():
     opened = from_resnet(made("torchvision/resnet50"))
     short = swap_blocks(opened, lambda b: odenet.ResNet(b.weights.every(b.weights.pieces), 1))
@@ -162,6 +198,12 @@ def test_a_resnet_20_trained_on_digits_and_opened():
         expected, got = model(data.test_x), opened(data.test_x)
     assert (expected.argmax(1) == data.test_y).double().mean() > 0.8
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        refined = swap_blocks(opened, lambda b: b.refine(3))
+        finer = swap_blocks(opened, lambda b: b.discretize(3 * b.scheme.steps))(data.test_x)
+        torch.testing.assert_close(refined(data.test_x), finer, rtol=1e-4, atol=1e-4)
+        ode = swap_blocks(opened, lambda b: b.continuous(rtol=1e-2, atol=1e-2))(data.test_x[:64])
+        assert torch.isfinite(ode).all()
     again = Cifar()
     again.load_state_dict(original_state_dict(opened))
     again.eval()
