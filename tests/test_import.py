@@ -41,3 +41,9 @@ def test_everything_in_all_is_there():
     assert all(hasattr(odenet, name) for name in odenet.__all__)
     lists = ("solvers", "gradients", "residuals", "depth_weights", "backends")
     assert all(getattr(odenet, f"list_{name}")() for name in lists)
+
+
+def test_packages_that_need_more_are_imported_when_they_are_used():
+    code = "import odenet; found = odenet.diagnostics.audit_gradients, odenet.training.fit, odenet.data.moons"
+    assert "odenet" in loaded(code)
+    assert {"diagnostics", "training"} <= set(dir(__import__("odenet")))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet.blocks import blocks_of, collect_stats
+from odenet.diagnostics.gradient_table import text
 from odenet.diagnostics.gradient_truth import Grads, Loss, Task, Truths
 from odenet.diagnostics.gradient_verdict import recommendation, verdict
 from odenet.errors import InputError, OdenetError
@@ -60,7 +61,7 @@ class MethodAudit:
 
 @dataclass
 class Audit:
-    """What was found about all of them.
+    """What was found about all of them; printed, it is a table.
 
     Attributes:
         methods: those that were measured.
@@ -83,6 +84,10 @@ class Audit:
     def recommendation(self) -> str:
         """One line about what to use."""
         return recommendation(self.methods, self.used)
+
+    def __str__(self) -> str:
+        """A table."""
+        return text(self)
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row a method, with a pair of columns for each group of parameters."""

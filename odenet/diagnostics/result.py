@@ -54,7 +54,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Result:
-    """What a diagnostic found; its subclasses hold the numbers.
+    """What a diagnostic found; its subclasses hold the numbers, and printed it is a sentence.
 
     Attributes:
         verdict: True if it looks like an ODE by this measure, False if it does not, None if the measure does not judge.
@@ -70,6 +70,11 @@ class Result:
         """Set the verdict, the sentence and the figure, once, when the numbers are there."""
         for name, value in (("verdict", verdict), ("sentence", sentence), ("curves", curves)):
             object.__setattr__(self, name, value)
+
+    def __str__(self) -> str:
+        """The verdict and the sentence."""
+        verdict = {True: "like an ODE: ", False: "not like an ODE: ", None: ""}[self.verdict]
+        return verdict + self.sentence
 
     def numbers(self) -> dict[str, Any]:
         """The measured values, ready for JSON."""

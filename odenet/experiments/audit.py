@@ -18,26 +18,13 @@ from odenet.artifacts import make_folder, write_json, write_text
 from odenet.blocks import blocks_of
 from odenet.data import DataSet
 from odenet.diagnostics.gradient_audit import Audit, audit_gradients
-from odenet.diagnostics.gradient_verdict import size
+from odenet.diagnostics.gradient_table import HEADINGS, cells
 from odenet.errors import InputError
 from odenet.experiments.build import build_data, build_model
 from odenet.experiments.evaluate import load_network, networks_of
 from odenet.plotting import save
 from odenet.plotting.gradient_audit import gradient_audit
 from odenet.training import Objective, objective_of
-
-HEADINGS = (
-    "gradient",
-    "error",
-    "cosine",
-    "output",
-    "F forward",
-    "F backward",
-    "VJPs",
-    "held",
-    "s forward",
-    "s backward",
-)
 
 
 def audit(config: DictConfig, console: Console) -> dict[str, Audit]:
@@ -102,17 +89,7 @@ def _table(result: Audit, title: str) -> Table:
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "gradient" else "right", no_wrap=True)
     for m in result.methods:
-        table.add_row(
-            m.gradient,
-            f"{m.error:.1e}",
-            f"{m.cosine:.5f}",
-            f"{m.output:.0e}",
-            *map(str, (m.nfe, m.nfe_backward, m.vjps)),
-            size(m.bytes),
-            f"{m.seconds_forward:.3g}",
-            f"{m.seconds_backward:.3g}",
-            style="bold" if m.gradient == result.used else None,
-        )
+        table.add_row(*cells(m), style="bold" if m.gradient == result.used else None)
     return table
 
 

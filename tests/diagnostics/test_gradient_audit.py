@@ -100,6 +100,11 @@ def test_the_verdict_and_the_recommendation():
     assert "`adjoint` is NOT the gradient of the steps that were taken: relative error" in wrong.verdict
     right = audit_gradients(odenet.ResNet(mlp(3.0), 8, t1=4.0), x)
     assert right.verdict.startswith("`autograd` gives the gradient of the steps that were taken: relative error")
+    heading, *lines = str(right).splitlines()
+    assert heading.split()[:3] == ["gradient", "error", "cosine"] and lines[-2:] == [right.verdict, right.recommendation]
+    own = next(m for m in right.methods if m.gradient == "autograd")
+    row = next(line.split() for line in lines if line.startswith("autograd"))
+    assert row[1] == f"{own.error:.1e}" and row[4] == str(own.nfe)
     assert "adjoint" not in right.recommendation and "Little memory wanted: `" in right.recommendation
 
 
