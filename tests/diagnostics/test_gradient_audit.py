@@ -101,7 +101,10 @@ def test_the_verdict_and_the_recommendation():
     right = audit_gradients(odenet.ResNet(mlp(3.0), 8, t1=4.0), x)
     assert right.verdict.startswith("`autograd` gives the gradient of the steps that were taken: relative error")
     heading, *lines = str(right).splitlines()
-    assert heading.split()[:3] == ["gradient", "error", "cosine"] and lines[-2:] == [right.verdict, right.recommendation]
+    assert heading.split()[:3] == ["gradient", "error", "cosine"] and lines[-2:] == [
+        right.verdict,
+        right.recommendation,
+    ]
     own = next(m for m in right.methods if m.gradient == "autograd")
     row = next(line.split() for line in lines if line.startswith("autograd"))
     assert row[1] == f"{own.error:.1e}" and row[4] == str(own.nfe)
