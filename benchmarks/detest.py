@@ -1,10 +1,11 @@
-"""The DETEST problems with every explicit adaptive method, beside the peers' same methods.
+"""The DETEST problems with every adaptive method, beside the peers' same methods.
 
     python -m benchmarks.detest
 
-writes docs/detest.json (every measurement) and docs/detest.md (the table). With `--only odenet` the others' numbers are
-kept as they are. `--controller I` writes nothing: it prints, for odenet's methods, the sum of NFE and the
-geometric mean of error / tolerance under that controller, beside those of docs/detest.json.
+writes docs/detest.json (every measurement) and docs/detest.md (the tables). What is in the json already is not measured
+again, so that a run can be stopped (or told to stop: `--minutes 4`) and goes on where it was; `--again` measures anew,
+`--libraries` and `--methods` pick. `--controller I` writes nothing: it prints, for odenet's methods, the sum of NFE and
+the geometric mean of error / tolerance under that controller, beside those of docs/detest.json.
 """
 
 from __future__ import annotations
@@ -12,53 +13,45 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from benchmarks.peers import TIMES, libraries
+from benchmarks.peers import BUDGET, OVER, TIMES, libraries
+from odenet.solvers import solvers
 from odenet.solvers.scheme import DEFAULT_CONTROLLER
-from tests.oracles.detest import DETEST, reference
+from tests.oracles.detest import DETEST, Problem, reference
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TOLERANCES = (1e-3, 1e-6, 1e-9)
-LEAST = {"adaptive_heun": 1e-3, "fehlberg2": 1e-3, "bosh3": 1e-6}  # below, more than 100,000 calls for the 25 problems
 Row = dict[str, Any]
+KEY = ("library", "method", "tolerance", "problem")
 
 
-def measure(library: str, method: str, tolerance: float, **numerics: str) -> list[Row]:
-    """One row for each problem: the largest error over the 20 times and all components, in units of the tolerance."""
-    solve, _ = libraries()[library]
-    rows = []
-    for problem in DETEST:
-        ys, nfe = solve(problem, method, tolerance, **numerics)
-        exact = reference(problem.name, TIMES)
-        error = None if ys is None else float((np.abs(ys - exact) / (tolerance * (1 + np.abs(exact)))).max())
-        rows.append(
-            {
-                "library": library,
-                "method": method,
-                "tolerance": tolerance,
-                "problem": problem.name,
-                "error": error,
-                "nfe": nfe,
-            }
-        )
-    return rows
+def measure(library: str, method: str, tolerance: float, problem: Problem, **numerics: str) -> Row:
+    """One solve: the largest error over the 20 times and all components, in units of the tolerance."""
+    answer = libraries()[library][0](problem, method, tolerance, **numerics)
+    exact = reference(problem.name, TIMES)
+    error = None
+    if answer.ys is not None:
+        error = float((np.abs(answer.ys - exact) / (tolerance * (1 + np.abs(exact)))).max())
+    values = (library, method, tolerance, problem.name)
+    return dict(zip(KEY, values, strict=True)) | {"error": error, "nfe": answer.nfe, "failure": answer.failure}
 
 
 def cases() -> list[tuple[str, str, float]]:
     """All (library, method, tolerance)."""
     return [
         (library, method, tolerance)
-        for library, (_, methods) in libraries().items()
-        for method in methods
+        for method in libraries()["odenet"][1]
         for tolerance in TOLERANCES
-        if tolerance >= LEAST.get(method, 0)
+        for library, (_, methods) in libraries().items()
+        if method in methods
     ]
 
 
@@ -73,53 +66,90 @@ def geometric_mean(values: list[float]) -> float:
 
 
 def summary(rows: list[Row]) -> list[str]:
-    """The table: one line for each method and tolerance, over the 25 problems."""
+    """The table: one line for each method, tolerance and library, over the problems that it solved."""
     lines = [
-        "| method | tolerance | library | NFE, sum | error / tolerance, geometric mean | median | largest | failures |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| method | tolerance | library | NFE, sum | error / tolerance, geometric mean | median | largest "
+        "| over budget | failures |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        for tolerance in TOLERANCES:
-            for library in dict.fromkeys(row["library"] for row in rows):
-                some = pick(rows, method=method, tolerance=tolerance, library=library)
-                errors = [row["error"] for row in some if row["error"] is not None]
-                if errors:
-                    lines.append(
-                        f"| `{method}` | {tolerance:.0e} | {library} | {sum(row['nfe'] for row in some):,} "
-                        f"| {geometric_mean(errors):.2g} | {median(errors):.2g} | {max(errors):.2g} "
-                        f"| {len(some) - len(errors)} |"
-                    )
+    for library, method, tolerance in cases():
+        some = pick(rows, method=method, tolerance=tolerance, library=library)
+        errors = [row["error"] for row in some if row["error"] is not None]
+        numbers = "- | - | -"
+        if errors:
+            numbers = f"{geometric_mean(errors):.2g} | {median(errors):.2g} | {max(errors):.2g}"
+        if some:
+            over = len(pick(some, failure=OVER))
+            lines.append(
+                f"| `{method}` | {tolerance:.0e} | {library} | {sum(row['nfe'] for row in some):,} | {numbers} "
+                f"| {over or ''} | {len(some) - len(errors) - over or ''} |"
+            )
     return lines
+
+
+class Case(NamedTuple):
+    """A method at a tolerance, over the problems that odenet and every peer solved.
+
+    Attributes:
+        method: its name.
+        tolerance: rtol = atol.
+        problems: how many those are.
+        nfe: the sum of odenet's calls, divided by the smallest such sum of a peer.
+        error: the geometric mean of odenet's errors, divided by the smallest such mean of a peer.
+        equal: error · nfe^p for the better peer.
+    """
+
+    method: str
+    tolerance: float
+    problems: int
+    nfe: float
+    error: float
+    equal: float
+
+
+def compared(rows: list[Row], method: str, tolerance: float) -> Case | None:
+    """The case, or None if no peer has the method or nothing was solved."""
+    found = pick(rows, method=method, tolerance=tolerance)
+    by = {name: {row["problem"]: row for row in pick(found, library=name)} for name in libraries()}
+    by = {name: rows for name, rows in by.items() if rows}
+    solved = [p.name for p in DETEST if all(p.name in b and b[p.name]["error"] is not None for b in by.values())]
+    if len(by) < 2 or "odenet" not in by or not solved:
+        return None
+    nfe = {name: sum(b[p]["nfe"] for p in solved) for name, b in by.items()}
+    error = {name: geometric_mean([b[p]["error"] for p in solved]) for name, b in by.items()}
+    peers = [name for name in by if name != "odenet"]
+    order = solvers[method].order
+    return Case(
+        method,
+        tolerance,
+        len(solved),
+        nfe["odenet"] / min(nfe[name] for name in peers),
+        error["odenet"] / min(error[name] for name in peers),
+        max(error["odenet"] / error[name] * (nfe["odenet"] / nfe[name]) ** order for name in peers),
+    )
 
 
 def against_peers(rows: list[Row]) -> list[str]:
-    """For each method that a peer has: in how many problems ours is at most the best peer's, and the ratios."""
+    """One line for each method and tolerance that a peer has, and how often odenet is ahead."""
     lines = [
-        "| method | tolerance | error at most the best peer's | error / best peer's | NFE at most the best peer's "
-        "| NFE / best peer's | error at equal work / best peer's |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| method | tolerance | problems | NFE / best peer's | error / best peer's | error at equal work |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    for method in dict.fromkeys(row["method"] for row in rows if row["library"] != "odenet"):
-        for tolerance in TOLERANCES:
-            errors, counts, fair = [], [], []
-            for ours in pick(rows, method=method, tolerance=tolerance, library="odenet"):
-                peers = [
-                    row
-                    for row in pick(rows, method=method, tolerance=tolerance, problem=ours["problem"])
-                    if row["library"] != "odenet" and row["error"] is not None
-                ]
-                if peers and ours["error"] is not None:
-                    errors.append(ours["error"] / min(row["error"] for row in peers))
-                    counts.append(ours["nfe"] / min(row["nfe"] for row in peers))
-                    order = ORDERS[method]
-                    fair.append(max(ours["error"] / p["error"] * (ours["nfe"] / p["nfe"]) ** order for p in peers))
-            if errors:
-                lines.append(
-                    f"| `{method}` | {tolerance:.0e} | {sum(e <= 1.0 for e in errors)} of {len(errors)} "
-                    f"| {geometric_mean(errors):.2f} | {sum(c <= 1.0 for c in counts)} of {len(counts)} "
-                    f"| {geometric_mean(counts):.2f} | {geometric_mean(fair):.2f} |"
-                )
-    return lines
+    found = [compared(rows, method, tolerance) for method in libraries()["odenet"][1] for tolerance in TOLERANCES]
+    known = [case for case in found if case is not None]
+    lines += [
+        f"| `{case.method}` | {case.tolerance:.0e} | {case.problems} | {case.nfe:.2f} | {case.error:.2f} "
+        f"| {case.equal:.2f} |"
+        for case in known
+    ]
+    fewer, better = sum(case.nfe <= 1 for case in known), sum(case.error <= 1 for case in known)
+    equal = sum(case.equal <= 1 for case in known)
+    return [
+        *lines,
+        "",
+        f"Of the {len(known)} cases odenet takes no more calls than the best peer in {fewer}, errs no more in {better}, "
+        f"and errs no more at equal work in {equal}.",
+    ]
 
 
 def beside(controller: str, methods: list[str] | None) -> None:
@@ -132,34 +162,34 @@ def beside(controller: str, methods: list[str] | None) -> None:
     for library, method, tolerance in cases():
         if library == "odenet" and (not methods or method in methods):
             line = f"| `{method}` | {tolerance:.0e} |"
-            default = pick(record, library=library, method=method, tolerance=tolerance)
-            for rows in (measure(library, method, tolerance, controller=controller), default):
+            fresh = [measure(library, method, tolerance, problem, controller=controller) for problem in DETEST]
+            for rows in (fresh, pick(record, library=library, method=method, tolerance=tolerance)):
                 errors = [row["error"] for row in rows if row["error"] is not None]
                 line += f" {sum(row['nfe'] for row in rows):,} | {geometric_mean(errors):.1f} |"
             print(line, flush=True)
-
-
-ORDERS = {"adaptive_heun": 2, "fehlberg2": 2, "bosh3": 3, "dopri5": 5, "tsit5": 5, "dopri8": 8}
 
 
 PAGE = """# DETEST
 
 The 25 non-stiff problems of Hull, Enright, Fellen and Sedgwick (1972) on [0, 20], each solved for 20 equally spaced
 outputs with rtol = atol = tolerance. The error is the largest over outputs and components, divided by
-tolerance · (1 + |y|), against SciPy's DOP853 at 1e-13. NFE counts the calls of F. Methods of order 2 and 3 stop at
-tolerances below which the 25 problems take more than 100,000 calls. Peers: {peers}. Written by
-`python -m benchmarks.detest`; every single number is in [detest.json](detest.json); what it says is in
-[solvers.md](solvers.md).
+tolerance · (1 + |y|), against SciPy's DOP853 at 1e-13. NFE counts the calls of F, those on the way to a Jacobian
+included. A solve that wants more than {budget:,} calls counts as over budget, with that number of calls: methods of order
+2 do so at 1e-9 on most problems. Peers: {peers}, all of their adaptive methods that
+odenet has too. Written by `python -m benchmarks.detest`; every single number is in [detest.json](detest.json); what it
+says is in [solvers.md](solvers.md).
 
-## Beside the best peer, problem by problem
+## Beside the best peer
 
-Means of ratios are geometric. The best peer is taken anew for each problem and each column: the most accurate one for
-the error, the cheapest one for NFE. At equal work: (error / peer's) · (NFE / peer's)^p for the
-better peer of each problem.
+A case is a method at a tolerance, over the problems that all the libraries solved: the sum of NFE, and the geometric
+mean of the error, each divided by that of the best peer, which may be another one for each of the two. At equal work:
+(error / peer's) · (NFE / peer's)^p, for the better peer.
 
 {beside}
 
 ## All
+
+Errors are those of the problems that were solved.
 
 {everything}
 """
@@ -167,36 +197,49 @@ better peer of each problem.
 
 def page(rows: list[Row]) -> str:
     """docs/detest.md."""
-    peers = ", ".join(f"{name} {version(name)}" for name in ("torchdiffeq", "diffrax") if pick(rows, library=name))
+    peers = " and ".join(f"{name} {version(name)}" for name in ("torchdiffeq", "diffrax") if pick(rows, library=name))
     beside, everything = "\n".join(against_peers(rows)), "\n".join(summary(rows))
-    return PAGE.format(peers=peers, beside=beside, everything=everything)
+    return PAGE.format(peers=peers, beside=beside, everything=everything, budget=BUDGET)
+
+
+def write(rows: list[Row]) -> None:
+    """docs/detest.json, in the order of the cases."""
+    place = {case: number for number, case in enumerate(cases())}
+    names = [problem.name for problem in DETEST]
+    rows.sort(key=lambda row: (place[tuple(row[key] for key in KEY[:3])], names.index(row["problem"])))
+    (DOCS / "detest.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--only", choices=list(libraries()), help="measure this library again, keep the others' numbers"
-    )
-    parser.add_argument("--methods", nargs="*", help="measure these methods again only")
+    parser.add_argument("--libraries", nargs="*", help="measure with these only")
+    parser.add_argument("--methods", nargs="*", help="measure these only")
+    parser.add_argument("--again", action="store_true", help="measure what is on record too")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time")
     parser.add_argument("--controller", help="print odenet's numbers with this controller; docs/ is left as it is")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.controller is not None:
         return beside(given.controller, given.methods)
-    path = DOCS / "detest.json"
+    path, end = DOCS / "detest.json", time.monotonic() + 60 * given.minutes
     rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
-    rows = [row for row in rows if (row["library"], row["method"], row["tolerance"]) in cases()]
-    for library, method, tolerance in cases():
-        if given.only in (None, library) and (not given.methods or method in given.methods):
-            fresh = measure(library, method, tolerance)
-            old = pick(rows, library=library, method=method, tolerance=tolerance)
-            rows = [row for row in rows if row not in old] + fresh
-            print(library, method, tolerance, sum(row["nfe"] for row in fresh), flush=True)
-            path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-    order = [(library, method) for library, method, _ in cases()]
-    rows.sort(key=lambda row: order.index((row["library"], row["method"])))
-    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-    (DOCS / "detest.md").write_text(page(rows))
+    wanted = [
+        case
+        for case in cases()
+        if (not given.libraries or case[0] in given.libraries) and (not given.methods or case[1] in given.methods)
+    ]
+    known = {case: {} for case in cases()}
+    for row in rows:
+        case = tuple(row[key] for key in KEY[:3])
+        if case in known and not (given.again and case in wanted):
+            known[case][row["problem"]] = row
+    for case in wanted:
+        for problem in DETEST:
+            if problem.name not in known[case] and time.monotonic() < end:
+                known[case][problem.name] = measure(*case, problem)
+        write([row for rows in known.values() for row in rows.values()])
+        print(*case, sum(row["nfe"] for row in known[case].values()), len(known[case]), flush=True)
+    (DOCS / "detest.md").write_text(page(json.loads(path.read_text())))
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ class Controller:
 
         h_next = h · clip(safety · E_n^(-β_1/q) · E_{n-1}^(-β_2/q) · E_{n-2}^(-β_3/q))
 
-    with E falling like h^q. After a rejected step h_next = h · clip(safety · E^(-1/q), at most 1). Where nothing changes,
-    steps settle at safety^(1/Σβ) of the one that would just be accepted.
+    with E falling like h^q. After a rejected step h_next = h · clip(safety · E^(-1/q), at most 1). Where nothing
+    changes, steps settle at safety^(1/Σβ) of the one that would just be accepted.
 
     Attributes:
         exponents: (β_1, β_2, β_3); (1, 0, 0) is an I controller.

@@ -48,8 +48,9 @@ def test_the_tableau_has_the_orders_that_it_says(name):
         assert error_order_of(np.pad(a, ((1, 0), (1, 0))), error) == tableau.error_order
     if tableau.dense is not None:
         np.testing.assert_allclose(np.sum(tableau.dense, 1), b, atol=1e-14)
-        for q, theta in itertools.product(range(1, tableau.stages + 1), (0.25, 0.6, 1.0)):
-            weights = np.array(tableau.dense) @ theta ** np.arange(1, tableau.stages + 1)
+        degree = len(tableau.dense[0])
+        for q, theta in itertools.product(range(1, degree + 1), (0.25, 0.6, 1.0)):
+            weights = np.array(tableau.dense) @ theta ** np.arange(1, degree + 1)
             assert weights @ c ** (q - 1) == pytest.approx(theta**q / q, abs=1e-14)
 
 
