@@ -147,8 +147,8 @@ def against_peers(rows: list[Row]) -> list[str]:
     return [
         *lines,
         "",
-        f"Of the {len(known)} cases odenet takes no more calls than the best peer in {fewer}, errs no more in {better}, "
-        f"and errs no more at equal work in {equal}.",
+        f"Of the {len(known)} cases odenet takes no more calls than the best peer in {fewer}, errs no more in "
+        f"{better}, and errs no more at equal work in {equal}.",
     ]
 
 
@@ -174,8 +174,8 @@ PAGE = """# DETEST
 The 25 non-stiff problems of Hull, Enright, Fellen and Sedgwick (1972) on [0, 20], each solved for 20 equally spaced
 outputs with rtol = atol = tolerance. The error is the largest over outputs and components, divided by
 tolerance · (1 + |y|), against SciPy's DOP853 at 1e-13. NFE counts the calls of F, those on the way to a Jacobian
-included. A solve that wants more than {budget:,} calls counts as over budget, with that number of calls: methods of order
-2 do so at 1e-9 on most problems. Peers: {peers}, all of their adaptive methods that
+included. A solve that wants more than {budget:,} calls counts as over budget, with that number of calls: methods of
+order 2 do so at 1e-9 on most problems. Peers: {peers}, all of their adaptive methods that
 odenet has too. Written by `python -m benchmarks.detest`; every single number is in [detest.json](detest.json); what it
 says is in [solvers.md](solvers.md).
 

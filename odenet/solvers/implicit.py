@@ -75,7 +75,7 @@ class ImplicitRungeKutta(Stepper):
             return self.companion.step(f, span, x, memory, first, error)
         tableau, linear = self.tableau, linear_solver(x)
         explicit = tableau.explicit_first
-        if first is None and (explicit or (error and tableau.error_first)):
+        if first is None and (explicit or tableau.error_first):
             first = f(span.t, x)
         k: list[Tensor] = []
         for group in [range(tableau.stages)] if tableau.coupled else [range(i, i + 1) for i in range(tableau.stages)]:
@@ -83,7 +83,7 @@ class ImplicitRungeKutta(Stepper):
                 assert first is not None
                 k.append(first)
                 continue
-            solved, equations = self._solve(f, span, x, k, group, linear)
+            solved, equations = self._solve(f, span, x, k, group, linear, first)
             if not solved.converged:
                 reached = combine(equations.base.detach(), span.h, equations.a[-1], list(solved.K))
                 stages = list(solved.value.detach())
@@ -96,15 +96,23 @@ class ImplicitRungeKutta(Stepper):
         return Trial(span, x, x_next, k, estimate, given=memory, first=first)
 
     def _solve(
-        self, f: Evaluate, span: Span, x: Tensor, k: Sequence[Tensor], group: range, linear: Dense | Krylov
+        self,
+        f: Evaluate,
+        span: Span,
+        x: Tensor,
+        k: Sequence[Tensor],
+        group: range,
+        linear: Dense | Krylov,
+        first: Tensor | None,
     ) -> tuple[Solved, Equations]:
-        """The stages of a group, from those before them."""
+        """The stages of a group, from those before them; the search begins at the slope before."""
         tableau = self.tableau
         base = combine(x, span.h, tableau.a[group[0]][: len(k)], k)
         rows = [tableau.a[i][group[0] : group[-1] + 1] for i in group]
         equations = Equations(f, [span.at(tableau.c[i]) for i in group], base, span.h, rows)
         with torch.no_grad():
-            guess = torch.stack([k[-1].detach() if k else torch.zeros_like(x) for _ in group])
+            before = k[-1] if k else torch.zeros_like(x) if first is None else first
+            guess = torch.stack([before.detach()] * len(group))
         return newton(equations, guess, linear, self._precision), equations
 
     def _attached(self, equations: Equations, solved: Solved, span: Span) -> list[Tensor]:

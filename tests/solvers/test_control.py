@@ -308,18 +308,18 @@ def test_a_solve_that_succeeds_has_status_success_whatever_on_failure_says():
     assert broken.times == [0.0] and torch.equal(broken.last, LINEAR.x0) and broken.stats.accepted == 0
 
 
-def test_the_default_controller_rejects_less_than_an_i_controller_for_about_the_same_work():
-    """Four problems of DETEST at 1e-5."""
+def test_the_default_controller_rejects_less_than_an_i_controller_for_no_more_work():
+    """Four problems of DETEST at three tolerances."""
     totals = {}
     for name in ("I", DEFAULT_CONTROLLER):
         calls, rejected = 0, 0
         for problem in (p for p in DETEST if p.name in ("B1", "B4", "D3", "E2")):
             F = lambda t, y, problem=problem: problem.F(t, y, torch)  # noqa: E731
-            y0 = torch.tensor(problem.y0, dtype=torch.float64)
-            solution = odenet.solve(F, y0, (0, 20), rtol=1e-5, atol=1e-5, controller=name)
-            exact = reference(problem.name, (20.0,))[0]
-            assert float(abs(solution.last.numpy() - exact).max()) < 1e-2
-            calls, rejected = calls + solution.stats.nfe, rejected + solution.stats.rejected
+            y0, exact = torch.tensor(problem.y0, dtype=torch.float64), reference(problem.name, (20.0,))[0]
+            for tolerance in (1e-4, 1e-5, 1e-6):
+                solution = odenet.solve(F, y0, (0, 20), rtol=tolerance, atol=tolerance, controller=name)
+                assert float(abs(solution.last.numpy() - exact).max()) < 1e3 * tolerance
+                calls, rejected = calls + solution.stats.nfe, rejected + solution.stats.rejected
         totals[name] = calls, rejected
     (calls, rejected), (i_calls, i_rejected) = totals[DEFAULT_CONTROLLER], totals["I"]
-    assert rejected < 0.8 * i_rejected and calls < 1.05 * i_calls
+    assert rejected < 0.85 * i_rejected and calls < i_calls
