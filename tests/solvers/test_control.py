@@ -318,7 +318,7 @@ def test_the_default_controller_rejects_less_than_an_i_controller_for_no_more_wo
             y0, exact = torch.tensor(problem.y0, dtype=torch.float64), reference(problem.name, (20.0,))[0]
             for tolerance in (1e-4, 1e-5, 1e-6):
                 solution = odenet.solve(F, y0, (0, 20), rtol=tolerance, atol=tolerance, controller=name)
-                assert float(abs(solution.last.numpy() - exact).max()) < 1e3 * tolerance
+                assert float(abs(solution.last.numpy() - exact).max()) < 5e3 * tolerance
                 calls, rejected = calls + solution.stats.nfe, rejected + solution.stats.rejected
         totals[name] = calls, rejected
     (calls, rejected), (i_calls, i_rejected) = totals[DEFAULT_CONTROLLER], totals["I"]
