@@ -37,8 +37,15 @@ def test_a_fixed_method_gives_torchdiffeqs_own_answer_on_the_same_grid(solver, g
 
 
 @pytest.mark.parametrize("gradient", USABLE)
-@pytest.mark.parametrize("solver", [n for n in ADAPTIVE if n != "fehlberg2"])  # misses its tolerance 1000-fold
-@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    ("problem", "solver"),
+    [
+        pytest.param(p, n, id=f"{p.name}-{n}", marks=() if n == "dopri5" or p in PROBLEMS[:2] else pytest.mark.slow)
+        for p in PROBLEMS
+        for n in ADAPTIVE
+        if n != "fehlberg2"  # misses its tolerance 1000-fold
+    ],
+)
 def test_an_adaptive_method_meets_the_truth(problem, solver, gradient):
     tolerance = 1e-5 if METHODS[solver].order == 2 else 1e-8
     if solver == "scipy_solver" and gradient == "autograd":

@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from itertools import product
 
 import pytest
 import torch
@@ -86,9 +87,18 @@ OUTPUTS = {
 }
 
 
-@pytest.mark.parametrize("outputs", OUTPUTS)
-@pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize(("solver", "steps", "gradient"), EXACT_SCHEMES)
+# The two that hold most for every kind of method; all of them for one fixed-step and one adaptive method.
+WALKS = [
+    pytest.param(
+        weights, outputs, *scheme.values, id=f"{scheme.id}-{weights}-{outputs}",
+        marks=scheme.marks if number in (0, 4) or scheme.values[0] in ("euler", "dopri5") else pytest.mark.slow,
+    )
+    for scheme in EXACT_SCHEMES
+    for number, (weights, outputs) in enumerate(product(WEIGHTS, OUTPUTS))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("weights", "outputs", "solver", "steps", "gradient"), WALKS)
 def test_an_exact_gradient_is_that_of_backprop_through_the_same_steps(solver, steps, weights, outputs, gradient, pairs):
     built = WEIGHTS[weights](Mixed())
     args = (torch.randn(4, 4, dtype=torch.float64), {"gain": [torch.tensor(1.3, dtype=torch.float64)]})

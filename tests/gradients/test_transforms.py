@@ -58,13 +58,13 @@ def test_F_may_call_autograd(gradient):
             (dH,) = torch.autograd.grad(H, z, create_graph=True)
         return torch.stack([dH[:, 1], -dH[:, 0]], 1)
 
-    last = odenet.solve(F, x0, (0, 2), gradient=gradient, rtol=1e-10, atol=1e-10).last
+    last = odenet.solve(F, x0, (0, 2), gradient=gradient, rtol=1e-8, atol=1e-8).last
     got = torch.autograd.grad(last.square().sum(), (w, x0))
     root = w.sqrt()
     q = x0[:, 0] * torch.cos(2 * root) + x0[:, 1] / root * torch.sin(2 * root)
     p = x0[:, 1] * torch.cos(2 * root) - x0[:, 0] * root * torch.sin(2 * root)
-    torch.testing.assert_close(last, torch.stack([q, p], 1), rtol=1e-7, atol=1e-7)
-    torch.testing.assert_close(got, torch.autograd.grad((q * q + p * p).sum(), (w, x0)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(last, torch.stack([q, p], 1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got, torch.autograd.grad((q * q + p * p).sum(), (w, x0)), rtol=1e-5, atol=1e-5)
 
 
 PROGRAM = """

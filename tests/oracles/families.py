@@ -1,4 +1,4 @@
-"""One native solver of each kind, for tests that go through solvers times gradients times much else."""
+"""One solver of each kind, for tests that go through solvers times gradients times much else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from odenet.solvers import solvers
+from odenet.solvers import backends, solvers
 
 
 def kind(name: str) -> tuple[Any, ...]:
@@ -27,6 +27,15 @@ def representatives() -> set[str]:
     return set(first.values())
 
 
+def kinds_of(backend: str) -> set[str]:
+    """Of another backend's methods with fixed steps, with steps of their own, and of changing order, the highest."""
+    found: dict[tuple[Any, ...], str] = {}
+    for name, method in sorted(backends[backend].methods().items(), key=lambda item: item[1].order or 0):
+        found[method.fixed, method.adaptive, method.order is None] = name
+    return set(found.values())
+
+
 def marks(name: str, backend: str = "native") -> tuple[pytest.MarkDecorator, ...]:
-    """`slow` for a native solver that another one stands for."""
-    return (pytest.mark.slow,) if backend == "native" and name in set(solvers) - representatives() else ()
+    """`slow` for a solver that another one stands for."""
+    stand_in = representatives() if backend == "native" else kinds_of(backend)
+    return () if name in stand_in else (pytest.mark.slow,)

@@ -12,11 +12,17 @@ from odenet import Event
 from odenet.errors import InputError
 from odenet.solvers import solvers
 from tests.oracles import Counted
+from tests.oracles.families import marks
 
 X0 = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
 FINE = {"rtol": 1e-10, "atol": 1e-10}
 STEPPING = [
-    pytest.param(name, {"steps": 400} if (solver.error_order or 0) < 3 else {"rtol": 1e-8, "atol": 1e-8}, id=name)
+    pytest.param(
+        name,
+        {"steps": 400} if (solver.error_order or 0) < 3 else {"rtol": 1e-8, "atol": 1e-8},
+        id=name,
+        marks=marks(name),
+    )
     for name, solver in solvers.items()
     if solver.order > 1
 ]
@@ -131,7 +137,7 @@ def test_a_bouncing_ball(solver, scheme):
     bounces = np.array([drop * (1 + 2 * sum(r**k for k in range(1, n + 1))) for n in range(6)])
     end = 0.5 * (bounces[-1] + drop * (1 + 2 * sum(r**k for k in range(1, 7))))
     if "steps" in scheme:
-        scheme = {"steps": 2000}
+        scheme = {"steps": 500}
     solution = odenet.solve(fall, x0, (0, end), solver=solver, event=bounce, dense=True, ts=[0.5 * drop, end], **scheme)
     tolerance = 1e-6 if solvers[solver].order > 2 else 1e-4
     assert solution.status == "success"

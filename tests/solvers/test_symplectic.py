@@ -30,9 +30,9 @@ def orbit(eccentricity):
 
 @pytest.mark.parametrize("solver", PARTITIONED)
 def test_the_energy_error_of_an_orbit_stays_bounded_where_that_of_rk4_and_heun_drifts(solver):
-    x0, ts = orbit([0.3, 0.5]), torch.linspace(0, 200 * math.pi, 997, dtype=torch.float64).tolist()
+    x0, ts = orbit([0.3, 0.5]), torch.linspace(0, 80 * math.pi, 997, dtype=torch.float64).tolist()
 
-    def drift(name, steps=100 * 120):
+    def drift(name, steps=40 * 120):
         ys = odenet.solve(kepler, x0, (0, ts[-1]), solver=name, steps=steps, ts=ts, max_steps=20_000).ys
         return (kepler_energy(ys) - kepler_energy(x0)).abs().amax(1)
 

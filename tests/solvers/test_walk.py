@@ -92,11 +92,12 @@ def test_a_layer_sees_only_its_own_piece_of_depth(backend, solver, steps, interv
 def test_reported_counts_are_what_happened(backend, solver, steps, rate, pairs):
     if steps and backend == "native" and isinstance(solvers[solver], ImplicitRungeKutta):
         rate = min(rate, 4.0)  # h ∂F/∂x of six steps stays below 1, so that their equations have one solution
+    how = numerics(steps, 1e-3)
     for gradient in gradients_for(solver, backend):
         F = Counted(Turn(rate))
         leaf = pairs.clone().requires_grad_()
         solution = odenet.solve(
-            F, leaf, (0.0, 1.3), solver=solver, backend=backend, gradient=gradient, ts=[0.4, 1.3], **numerics(steps)
+            F, leaf, (0.0, 1.3), solver=solver, backend=backend, gradient=gradient, ts=[0.4, 1.3], **how
         )
         stats, forward = solution.stats, F.calls
         assert stats.nfe == forward > 0
@@ -124,7 +125,7 @@ def test_rejected_steps_are_counted_and_leave_no_trace_in_the_graph(backend, sol
         return 60 * torch.cos(40 * t) * torch.sigmoid(60 * (t - 0.5)) - torch.sin(x)
 
     F = Counted(kink)
-    solution = odenet.solve(F, x.clone().requires_grad_(), solver=solver, backend=backend, rtol=1e-5, atol=1e-5)
+    solution = odenet.solve(F, x.clone().requires_grad_(), solver=solver, backend=backend, rtol=1e-4, atol=1e-4)
     rejected, tries = solution.stats.rejected, solution.stats.accepted + solution.stats.rejected
     assert rejected > 0
     if backend != "native":
