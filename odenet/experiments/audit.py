@@ -21,6 +21,7 @@ from odenet.diagnostics.gradient_audit import Audit, audit_gradients
 from odenet.diagnostics.gradient_table import HEADINGS, cells
 from odenet.errors import InputError
 from odenet.experiments.build import build_data, build_model
+from odenet.experiments.contender import label_of
 from odenet.experiments.evaluate import load_network, networks_of
 from odenet.plotting import save
 from odenet.plotting.gradient_audit import gradient_audit
@@ -80,7 +81,7 @@ def _networks(config: DictConfig) -> tuple[Path, list[tuple[str, str, nn.Module,
     networks = []
     for name, one, where in networks_of(run, config.contender):
         data = build_data(one)
-        networks.append((name, one.model.label, load_network(one, data, where), data))
+        networks.append((name, label_of(name, one), load_network(one, data, where), data))
     return Path(config.folder or run / "audit"), networks
 
 

@@ -123,13 +123,18 @@ def measured(model: nn.Module, data: DataSet, names: Sequence[str]) -> dict[str,
     return found
 
 
+def label_of(name: str, config: DictConfig) -> str:
+    """A network in words: its model's label, and its own name where that is another."""
+    return config.model.label if name == config.model.name else f"{config.model.label} [{name}]"
+
+
 def describe(name: str, config: DictConfig, model: nn.Module) -> dict[str, Any]:
     """What a contender is: label, role, scheme, parameters."""
     blocks = blocks_of(model)
     scheme = blocks[0].scheme if blocks else None
     return {
         "name": name,
-        "label": config.model.label if name == config.model.name else f"{config.model.label} [{name}]",
+        "label": label_of(name, config),
         "role": config.model.role,
         "solver": scheme
         and {

@@ -16,6 +16,7 @@ from odenet.artifacts import make_folder, write_json, write_text
 from odenet.blocks import blocks_of
 from odenet.diagnostics import Finding, diagnostics, survey, verdict_of
 from odenet.experiments.build import build_data
+from odenet.experiments.contender import label_of
 from odenet.experiments.diagnosis_figures import draw
 from odenet.experiments.diagnosis_page import VERDICTS, Diagnosis, csv, html, markdown
 from odenet.experiments.evaluate import load_network, networks_of
@@ -53,7 +54,7 @@ def diagnose(config: DictConfig, console: Console) -> list[Diagnosis]:
         chosen = list(config.diagnostics) if config.diagnostics is not None else None
         findings = survey(model, x, y, chosen, config.samples)
         facts = f"{data.description}; seed {seed}; trained with {blocks_of(model)[0].scheme}"
-        diagnosis = write_diagnosis(where / "diagnosis", name, one.model.label, facts, model, findings)
+        diagnosis = write_diagnosis(where / "diagnosis", name, label_of(name, one), facts, model, findings)
         console.print(_table(diagnosis))
         console.print(f"written to {where / 'diagnosis' / 'report.html'}", highlight=False)
         found.append(diagnosis)

@@ -17,6 +17,7 @@ from odenet.data import DataSet
 from odenet.errors import InputError, RunError, UnknownNameError
 from odenet.experiments.build import build_continuation, build_data, build_model
 from odenet.experiments.contender import CHECKPOINT
+from odenet.experiments.contender import label_of as label_of_network
 from odenet.experiments.folder import read_config
 from odenet.experiments.swap import evaluate_walk, label_of
 from odenet.training import evaluate as evaluate_model
@@ -153,7 +154,7 @@ def _row(name: str, config: DictConfig, where: Path, walk: dict[str, Any] | None
     trained = evaluate_model(model, data.test_x, data.test_y, **how)
     row = {
         "network": name,
-        "label": config.model.label,
+        "label": label_of_network(name, config),
         "trained_with": str(blocks[0].scheme) if blocks else "no depth",
         "accuracy": trained.accuracy,
     }

@@ -125,15 +125,15 @@ def fit(
             logs = stack.enter_context(closing(Logs(make_folder(path.parent), history)))
         for epoch in range(len(history), settings.epochs):
             seed_everything(derived_seed(settings.seed, epoch, fabric.global_rank), verbose=False)
-            jump = 0.0
+            jump, measure = 0.0, epoch == 0 or monitor is not None
             if continuation is not None and (changes := continuation.due(epoch)):
-                jump = _switch(fabric, model, data, optim, changes, settings)
+                jump, measure = _switch(fabric, model, data, optim, changes, settings), True
                 wrapped, stepper = fabric.setup(model, optim)
             trained = _train_epoch(
-                fabric, model, wrapped, data, epoch_batches(epoch), stepper, rate, settings, epoch, report
+                fabric, model, wrapped, data, epoch_batches(epoch), stepper, rate, settings, epoch, report, measure
             )
-            if fabric.device.type != "cuda" and history:
-                trained["memory_bytes"] = history[0]["memory_bytes"]
+            if fabric.device.type != "cuda" and not measure:
+                trained["memory_bytes"] = history[-1]["memory_bytes"]
             test_loss, test_accuracy = _test(fabric, model, data, settings)
             if not math.isfinite(test_loss):
                 raise RunError(
@@ -201,6 +201,7 @@ def _train_epoch(
     settings: Settings,
     epoch: int,
     report: Report,
+    measure: bool,
 ) -> dict[str, Any]:
     """One pass over the training set; `wrapped` is `model` as Fabric runs it (precision, DDP)."""
     from odenet.blocks import collect_stats, take_penalties
@@ -220,7 +221,7 @@ def _train_epoch(
             x = data.augmentation(x, generator)
         x = data.prepare(x)
 
-        if epoch == 0 and not cuda and step == min(1, len(loader) - 1):
+        if measure and not cuda and step == min(1, len(loader) - 1):
             before = time.perf_counter()
             memory = _measure(fabric, model, objective, x, y)
             not_training += time.perf_counter() - before

@@ -82,6 +82,7 @@ def test_the_jump_is_the_change_of_the_training_loss_at_the_switch(points):
     after = mean_loss(twin, points.train_x, points.train_y)
     assert abs(after - before) > 1e-5
     assert history[1]["loss_jump"] == pytest.approx(after - before, rel=1e-4)
+    assert history[1]["memory_bytes"] != history[0]["memory_bytes"]  # measured anew
     assert isinstance(model[1], odenet.ODEBlock) and model[1].scheme.adaptive and model[1].scheme.rtol == 1e-6
 
 
