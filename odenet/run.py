@@ -53,7 +53,6 @@ def run(
     """
     events = events_of(event)
     if scheme.per_sample:
-        compiled.decline(scheme, "the steps of each sample are its own")
         return run_per_sample(weights, x0, interval, scheme, ts, args, dense, events)
     if events and scheme.backend != "native":
         raise InputError(f"events are looked for by backend='native' only, got backend={scheme.backend!r}")

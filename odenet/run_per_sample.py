@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odenet.compiled.per_sample import solve_samples
 from odenet.depth import DepthWeights
 from odenet.errors import InputError
 from odenet.gradients import gradients
@@ -54,7 +55,7 @@ def run_per_sample(
         scheme = scheme.but(rtol=rtol, atol=atol, norm=packing.norm(scheme.norm))
     problem = SampleProblem(weights, x0, interval, scheme, ts, args, dense, events)
     method: Any = gradients[scheme.gradient]
-    solution: SampleSolution = method.solve_samples(problem)
+    solution: SampleSolution = solve_samples(problem) or method.solve_samples(problem)
     if dense and scheme.gradient != "autograd" and solution.values.requires_grad:
         raise InputError(
             f"dense=True with gradient={scheme.gradient!r} would lose the gradient of sol(t); "

@@ -17,6 +17,8 @@ from odenet.solvers.solution import Solution
 
 if TYPE_CHECKING:
     from odenet.compiled.walk import Graphs
+    from odenet.solvers.per_sample import SampleProblem
+    from odenet.solvers.stats import Stats
 
 ENOUGH, SMALL = 2000, 2**16
 
@@ -27,13 +29,17 @@ class Entry:
 
     Attributes:
         calls: how many there were.
+        evaluations: calls of F in those of them that have ended, where each sample had its own steps.
+        last: the counts of the latest of these.
         graphs: the compiled solve, once there is one.
         refusal: why there is none, once that is known.
         warned: whether the user was told the reason.
     """
 
     calls: int = 0
-    graphs: Graphs | None = None
+    evaluations: int = 0
+    last: Stats | None = None
+    graphs: Any = None
     refusal: str | None = None
     warned: bool = False
 
@@ -51,40 +57,47 @@ def solve(problem: Problem) -> Solution | None:
     scheme = problem.scheme
     if scheme.compile is False:
         return None
-    F = problem.weights.piece(0) if problem.weights.pieces else None
-    try:
-        entries = _entries.setdefault(F, {})
-    except TypeError:
-        return _refused(problem, Entry(), "F cannot be remembered (it is neither a module nor a plain function)")
-    kind = _kind(problem, F)
-    entry = entries.setdefault(kind, Entry())
+    entry = entry_of(problem)
+    if entry is None:
+        return None
     entry.calls += 1
     if scheme.compile == "auto" and (entry.calls <= ENOUGH or problem.x0.numel() > SMALL):
         return None
     if entry.refusal is not None:
-        return _refused(problem, entry, entry.refusal)
+        return refused(problem, entry, entry.refusal)
     from odenet.compiled.scope import compiler_missing, reason
 
     refusal = reason(problem)
     if refusal is not None:
-        return _refused(problem, entry, refusal, lasting=False)
+        return refused(problem, entry, refusal, lasting=False)
     if entry.graphs is None:
         refusal = compiler_missing()
         if refusal is not None:
-            return _refused(problem, entry, refusal)
+            return refused(problem, entry, refusal)
         from odenet.compiled.walk import Graphs
 
         entry.graphs = Graphs(problem)
     try:
         return _solved(problem, entry, entry.graphs)
     except Exception as error:  # errors of F itself come again, eagerly
-        return _refused(problem, entry, captured(error))
+        return refused(problem, entry, captured(error))
 
 
-def _kind(problem: Problem, F: Any) -> tuple[Any, ...]:
+def entry_of(problem: Problem | SampleProblem) -> Entry | None:
+    """What is known of the solves of this F by this scheme; None if nothing can be remembered of F."""
+    F = problem.weights.piece(0) if problem.weights.pieces else None
+    try:
+        entries = _entries.setdefault(F, {})
+    except TypeError:
+        return refused(problem, Entry(), "F cannot be remembered (it is neither a module nor a plain function)")
+    return entries.setdefault(_kind(problem, F), Entry())
+
+
+def _kind(problem: Problem | SampleProblem, F: Any) -> tuple[Any, ...]:
     scheme = problem.scheme
     training = F.training if isinstance(F, nn.Module) else None
-    return scheme.solver, scheme.adaptive, scheme.controller, scheme.first_step is None, training, problem.x0.dtype
+    return (scheme.solver, scheme.adaptive, scheme.controller, scheme.first_step is None, training, problem.x0.dtype,
+            scheme.per_sample)  # fmt: skip
 
 
 def _solved(problem: Problem, entry: Entry, graphs: Graphs) -> Solution | None:
@@ -96,11 +109,11 @@ def _solved(problem: Problem, entry: Entry, graphs: Graphs) -> Solution | None:
         leaves = Leaves.of(problem.weights.piece(0), problem.args)
         wanted = problem.x0.requires_grad or bool(leaves.tensors)
     if before == 0 and (refusal := of_F(problem, leaves.tensors)) is not None:
-        return _refused(problem, entry, refusal)
+        return refused(problem, entry, refusal)
     walked = graphs.walk(problem, keep=wanted)
     if graphs.compilations != before:
         if before > 0 and (refusal := of_F(problem, leaves.tensors)) is not None:
-            return _refused(problem, entry, refusal)
+            return refused(problem, entry, refusal)
         tell("a solve", problem, time.perf_counter() - begin)
     if walked is None:
         return None
@@ -118,7 +131,7 @@ def decline(scheme: Scheme, refusal: str) -> None:
         warn(refusal)
 
 
-def _refused(problem: Problem, entry: Entry, refusal: str, lasting: bool = True) -> None:
+def refused(problem: Problem | SampleProblem, entry: Entry, refusal: str, lasting: bool = True) -> None:
     """Walk eagerly; whoever asked for more is told why, once."""
     entry.refusal = refusal if lasting else None
     if problem.scheme.compile is True and not entry.warned:

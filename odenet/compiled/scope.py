@@ -18,6 +18,8 @@ GRADIENTS = ("autograd", "checkpoint", "stagewise")
 MOST_OUTPUTS = 64
 DTYPES = (torch.float32, torch.float64)
 DEVICES = ("cpu", "cuda")
+SEVERAL = "F changes along depth (untied weights or jumps), and one graph holds one F"
+NOTHING = "there is nothing to walk, or the state has no batch"
 
 
 def reason(problem: Problem) -> str | None:
@@ -32,19 +34,29 @@ def reason(problem: Problem) -> str | None:
         given = f"gradient={scheme.gradient!r}" + (" with gradient_options" if scheme.gradient_options else "")
         return f"the compiled way back keeps every state, which is not {given}"
     if problem.weights.pieces != 1 or len(problem.pieces()) != 1:
-        return "F changes along depth (untied weights or jumps), and one graph holds one F"
+        return SEVERAL
     if problem.events or problem.dense:
         return "events and dense=True look at steps from the host"
+    if problem.t0 == problem.t1:
+        return NOTHING
+    refusal = of_state(x0)
+    if refusal is not None:
+        return refusal
+    return _adaptive(problem, stepper) if scheme.adaptive else _fixed(problem)
+
+
+def of_state(x0: Tensor) -> str | None:
+    """Why no solve from a state is compiled where the caller stands, or None."""
     if type(x0) not in (Tensor, nn.Parameter) or x0.dtype not in DTYPES or x0.device.type not in DEVICES:
         return f"the state is a {type(x0).__name__} of {x0.dtype} on {x0.device}"
-    if x0.numel() == 0 or x0.dim() == 0 or problem.t0 == problem.t1:
-        return "there is nothing to walk, or the state has no batch"
+    if x0.numel() == 0 or x0.dim() == 0:
+        return NOTHING
     if torch.is_autocast_enabled(x0.device.type):
         return "autocast is on"
     transformed = _functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
     if torch.compiler.is_compiling() or transformed:
         return "the solve stands inside torch.compile, a torch.func transform or forward-mode differentiation"
-    return _adaptive(problem, stepper) if scheme.adaptive else _fixed(problem)
+    return None
 
 
 def _adaptive(problem: Problem, stepper: ExplicitRungeKutta) -> str | None:
@@ -69,12 +81,13 @@ def _fixed(problem: Problem) -> str | None:
     return None
 
 
-def of_F(problem: Problem, leaves: list[Tensor]) -> str | None:
+def of_F(problem: Problem, leaves: list[Tensor], t: Tensor | None = None) -> str | None:
     """Why F cannot be compiled for a problem, found by one evaluation that leaves no trace; or None.
 
     Args:
         problem: what is to be solved.
         leaves: the tensors beside the state that the compiled gradient would be taken for.
+        t: the time as F is shown it, if not t0.
     """
     from odenet.gradients.inputs import Inputs
 
@@ -84,7 +97,7 @@ def of_F(problem: Problem, leaves: list[Tensor]) -> str | None:
             return f"F updates running statistics ({type(module).__name__} in training mode)"
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
         before = _generator_states(x.device)
-        k = F(problem.field.time(problem.t0), x, *problem.args)
+        k = F(problem.field.time(problem.t0) if t is None else t, x, *problem.args)
         after = _generator_states(x.device)
     if any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)):
         return "F draws random numbers, of which one draw has to hold for a whole solve"

@@ -77,7 +77,7 @@ class Graphs:
             graph = adaptive(self.tableau, scheme.step_controller, stepper.error_order, scheme.first_step is None)
         else:
             graph = fixed(self.tableau)
-        self._forward = self._compiled(graph)
+        self._forward = compiled(graph, self._notice)
 
     def walk(self, problem: Problem, keep: bool) -> Walked | None:
         """Solve, and count; None if the solve broke down, with nothing counted.
@@ -181,7 +181,7 @@ class Graphs:
         dense = problem.scheme.adaptive
         key = names, places
         if key not in self._backs:
-            self._backs[key] = self._compiled(backward(self.tableau, names, dense))
+            self._backs[key] = compiled(backward(self.tableau, names, dense), self._notice)
         seeds, inside = a.new_empty(0, *a.shape), walked.inside[:0]
         if cotangents:
             inside = _any_batch(walked.inside)
@@ -202,21 +202,27 @@ class Graphs:
         stats.steps_backward += steps
         return a, *gradients
 
-    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function as a graph of its own: dynamo counts recompilations by code object, and these are of many F."""
-        assert isinstance(function, FunctionType)
-        code = function.__code__.replace()
-        own = FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
-        compiled = torch.compile(own, fullgraph=True, backend=backend(self._notice))
-
-        def call(*arguments: Any) -> Any:
-            with torch.no_grad():
-                return compiled(*arguments)
-
-        return call
-
     def _notice(self) -> None:
         self.compilations += 1
+
+
+def compiled(function: Callable[..., Any], notice: Callable[[], None]) -> Callable[..., Any]:
+    """A function as a graph of its own: dynamo counts recompilations by code object, and these are of many F.
+
+    Args:
+        function: to be captured whole.
+        notice: called with every graph that is made.
+    """
+    assert isinstance(function, FunctionType)
+    code = function.__code__.replace()
+    own = FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
+    graph = torch.compile(own, fullgraph=True, backend=backend(notice))
+
+    def call(*arguments: Any) -> Any:
+        with torch.no_grad():
+            return graph(*arguments)
+
+    return call
 
 
 def _numbers(values: Sequence[float], device: torch.device) -> Tensor:

@@ -150,14 +150,12 @@ class _ReplaySamples(torch.autograd.Function):
             return (None,) * (4 + len(ctx.tensors))
         with record.problem.field.recompute():
             if torch.is_grad_enabled():
-                return None, None, None, *_differentiable(record, x0, ctx.tensors, cotangent)
-            a, found = _back(record, x0, saved[len(ctx.tensors) :], cotangent)
+                return None, None, None, *differentiable_again(record, x0, ctx.tensors, cotangent)
+            a, found = back(record, x0, saved[len(ctx.tensors) :], cotangent)
         return None, None, None, a, *found
 
 
-def _back(
-    record: SampleRecord, x0: Tensor, kept: list[Tensor], cotangent: Tensor
-) -> tuple[Tensor, list[Tensor | None]]:
+def back(record: SampleRecord, x0: Tensor, kept: list[Tensor], cotangent: Tensor) -> tuple[Tensor, list[Tensor | None]]:
     """Gradients with respect to x0 and to the record's inputs, round by round from the end."""
     a, inputs, stats = torch.zeros_like(x0), record.inputs, record.problem.stats
     a_memory: list[Tensor] = []
@@ -219,7 +217,7 @@ def _pull(
     return list(grads[: len(leaves)])
 
 
-def _differentiable(
+def differentiable_again(
     record: SampleRecord, x0: Tensor, tensors: tuple[Tensor, ...], cotangent: Tensor
 ) -> tuple[Tensor | None, ...]:
     """The same gradients with a graph of their own, for second derivatives: all rounds again, on the tape."""

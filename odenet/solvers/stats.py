@@ -20,6 +20,8 @@ class SampleStats:
         rejected: rejected trial steps, shape (batch,).
         forced: accepted steps whose error was above the tolerance, shape (batch,).
         history: (samples, sizes of the steps that they accepted) in the order in which that happened.
+        evaluated: evaluations of F for single rows in the forward pass, whoever needed them: the sum of `nfe`, and in a
+            compiled solve those of rows that were done as well.
     """
 
     nfe: Tensor
@@ -28,6 +30,7 @@ class SampleStats:
     rejected: Tensor
     forced: Tensor
     history: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
+    evaluated: int = 0
 
     @classmethod
     def zeros(cls, batch: int) -> SampleStats:
@@ -52,6 +55,7 @@ class SampleStats:
         for name in COUNTS:
             setattr(total, name, getattr(self, name) + getattr(other, name))
         total.history = [*self.history, *other.history]
+        total.evaluated = self.evaluated + other.evaluated
         return total
 
 

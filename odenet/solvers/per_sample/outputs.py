@@ -121,6 +121,10 @@ class Outputs:
             interior.hand_over(step)
         return takes
 
+    def at(self, number: int, samples: Tensor, x: Tensor) -> int:
+        """The states at one of the times of the answer."""
+        return self._add(x, number * self.batch + samples)
+
     def ends(self, samples: Tensor, x: Tensor) -> int:
         """The states at t1, where nothing else was asked for."""
         return self._add(x, samples)
