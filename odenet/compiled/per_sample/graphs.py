@@ -44,9 +44,10 @@ def stages_of(
 def outputs_of(
     tableau: Tableau, span: tuple[Tensor, Tensor, Tensor], x: Tensor, k: Sequence[Tensor], times: Tensor
 ) -> Tensor:
-    """x at `times` (outputs, rows) by the dense output of the steps from x, shape (outputs, *x.shape)."""
+    """x at `times` (outputs, rows) by the dense output of the steps from x, shape (outputs, *x.shape); at their ends for
+    times outside."""
     t, _, h = span
-    theta = (times - t) / torch.where(h == 0, 1.0, h)
+    theta = ((times - t) / torch.where(h == 0, 1.0, h)).clamp(0, 1)
     total = x.unsqueeze(0)
     for w, stage in zip(dense_weights(tableau, theta), k, strict=False):
         total = total + beside(h * w, x) * stage
