@@ -2,7 +2,8 @@
 of tensors that `torch.compile` makes one graph of each.
 
 They are what `odenet.solvers.per_sample.loop` does step by step, as `odenet.compiled.graphs` is for a shared step:
-numbers of the rows are (rows,) float64 tensors, and rows that are done take steps of length zero until the graph is left.
+numbers of the rows are (rows,) float64 tensors, and rows that are done take steps of length zero until the graph is
+left.
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ def stages_of(
 def outputs_of(
     tableau: Tableau, span: tuple[Tensor, Tensor, Tensor], x: Tensor, k: Sequence[Tensor], times: Tensor
 ) -> Tensor:
-    """x at `times` (outputs, rows) by the dense output of the steps from x, shape (outputs, *x.shape); at their ends for
-    times outside."""
+    """x at `times` (outputs, rows) by the dense output of the steps from x, shape (outputs, *x.shape).
+
+    For times outside of a step the state at its nearest end.
+    """
     t, _, h = span
     theta = ((times - t) / torch.where(h == 0, 1.0, h)).clamp(0, 1)
     total = x.unsqueeze(0)
