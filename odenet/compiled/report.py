@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import TYPE_CHECKING
 
 from odenet.solvers.problem import Problem
+
+if TYPE_CHECKING:
+    from odenet.solvers.per_sample import SampleProblem
 
 log = logging.getLogger("odenet")
 
@@ -14,7 +18,7 @@ class CompileWarning(UserWarning):
     """A solve that was to be compiled is walked eagerly."""
 
 
-def tell(what: str, problem: Problem, seconds: float) -> None:
+def tell(what: str, problem: Problem | SampleProblem, seconds: float) -> None:
     """Say, once for each graph, how long it took to make it."""
     log.warning("odenet compiled %s by %s in %.1f s", what, problem.scheme.solver, seconds)
 
