@@ -13,7 +13,7 @@ from torch import nn
 
 import odenet
 from odenet.depth import PiecewiseConstant
-from odenet.solvers import solvers
+from odenet.solvers import Controller, solvers
 from tests.oracles.families import marks
 
 ABLE = [name for name, stepper in solvers.items() if stepper.per_sample and stepper.adaptive]
@@ -88,6 +88,15 @@ def test_a_sample_is_the_same_to_the_last_bit_whatever_else_is_in_its_batch(solv
                          rtol=1e-4, atol=1e-4)  # fmt: skip
     torch.testing.assert_close(whole.ys[:, 3], plain.ys[:, 0], rtol=1e-10, atol=1e-10)
     assert plain.stats.nfe == int(whole.stats.samples.nfe[3])
+
+
+@pytest.mark.parametrize("exponents", [(1, 0, 0), (0.7, 0, 0), (0.8, -0.2, 0)], ids=str)
+def test_a_controller_picks_the_steps_that_it_picks_for_the_sample_alone(exponents):
+    numerics = {"rtol": 1e-6, "atol": 1e-6, "controller": Controller(exponents, safety=0.85)}
+    each = odenet.solve(van_der_pol, start(1), (0.0, 2.0), args=(MU[1:2],), per_sample=True, **numerics).stats
+    shared = odenet.solve(lambda t, x: van_der_pol(t, x, MU[1]), start(1), (0.0, 2.0), **numerics).stats
+    assert each.rejected == shared.rejected > 0
+    torch.testing.assert_close(each.samples.h[0], torch.tensor(shared.h, dtype=torch.float64), rtol=1e-6, atol=0)
 
 
 @settings(max_examples=25, deadline=None)

@@ -104,7 +104,7 @@ class Walk(Fallible):
         ok = None if worst <= 1 else self._acceptable(error, h)
         factor = factors(self.controller, [error, *self.past], self.order)
         if ok is not None:
-            if self.past or not math.isfinite(worst):
+            if self.controller.exponents != (1, 0, 0) or not math.isfinite(worst):  # else the two are one
                 factor = torch.where(ok, factor, retries(self.controller, error, self.order))
             self.rejected.append(self.samples[~ok])
             self._note_nonfinite(worst, trial, size)
