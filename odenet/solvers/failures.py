@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from odenet.errors import NonFiniteFunctionError, NonFiniteStateError, NonlinearSolveError, SolveError
+from odenet.solvers.newton import SINGULAR
 from odenet.solvers.problem import Problem
 from odenet.solvers.stepper import NOTHING, Stepper, Trial
 
@@ -38,12 +39,15 @@ def unsolved_error(trial: Trial, nfe: int) -> SolveError:
     """The equations of a step could not be solved, or F gave NaN or infinity on the way."""
     if not math.isfinite(trial.residual):
         return nonfinite_error(trial, nfe, None)
+    singular = trial.residual == SINGULAR
     return NonlinearSolveError(
-        "Newton's method could not solve the equations of the step",
+        "the matrix of the step's equations is singular"
+        if singular
+        else "Newton's method could not solve the equations of the step",
         t=trial.span.t,
         h=trial.span.h,
         nfe=nfe,
-        residual=trial.residual,
+        residual=math.inf if singular else trial.residual,
         advice="take smaller steps or an adaptive solver, or look for kinks in F",
     )
 

@@ -10,6 +10,7 @@ iterate. The last evaluation of F is at the K that is returned.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ LEAST_DAMPING = 1e-3
 SHARE = 1e-4  # of the tolerance of an adaptive solve; smaller than values need, so that gradients are exact
 ROUNDING = 16  # units of rounding, for fixed steps
 FORCING = 1e-4  # relative residual of a linear solve by GMRES
+SINGULAR = sys.float_info.max  # what the residual is said to be where the matrix of the corrections has no inverse
 
 
 class Equations(NamedTuple):
@@ -124,6 +126,11 @@ class Dense:
     def stale(self) -> bool:
         """Whether the Jacobian has to be taken before the next correction."""
         return self.jacobians is None
+
+    @property
+    def singular(self) -> bool:
+        """Whether the matrix has no inverse."""
+        return bool((self._factors[0].diagonal() == 0).any())
 
     def start(self) -> None:
         """Begin with other equations: the Jacobian is kept."""
@@ -240,6 +247,8 @@ def newton(equations: Equations, guess: Tensor, linear: Dense | Krylov, precisio
         with torch.no_grad():
             delta = linear.solve(equations, K, value.detach() - K)
             size_of = precision.size(delta, K, equations)
+            if not math.isfinite(size_of) and isinstance(linear, Dense) and linear.singular:
+                return Solved(K, at, value, SINGULAR, False)
             rate = size_of / last if last else 0.0
             settled = size_of <= 1 or (size_of <= precision.loose and rate > 0.5)
             done = settled and not taking

@@ -206,6 +206,13 @@ def test_quadratic_invariants_are_kept_and_the_energy_of_a_pendulum_stays_bounde
         assert energies("implicit_euler")[-1] > 10 * drift.max()
 
 
+def test_a_step_whose_matrix_is_singular_is_named():
+    """x⁺ = x + h t⁺ x⁺ with h t⁺ = 1."""
+    F, x0 = (lambda t, x: t * x), real([1.0])
+    with pytest.raises(NonlinearSolveError, match="the matrix of the step's equations is singular .* at t=1.5, h=0.5"):
+        odenet.solve(F, x0, (0, 2), solver="implicit_euler", steps=4)
+
+
 def test_without_a_solution_of_its_equations_a_step_fails_in_words_and_an_adaptive_one_shrinks():
     """x⁺ = x + h (x⁺)² has no real solution for 4 h x > 1."""
     F, x0 = (lambda t, x: x * x), real([1.0])
