@@ -314,7 +314,7 @@ def test_any_F_that_autograd_can_differentiate_will_do(kind, large, mode, monkey
     make, shape = FIELDS[kind]
     F = make()
     x0 = torch.randn(shape, dtype=torch.complex128 if kind == "not holomorphic" else torch.float64)
-    reference = odenet.solve(F, x0, (0, 0.3), solver="radau5", steps=2 if large else 10).last.detach()
+    reference = odenet.solve(F, x0, (0, 0.3), solver="radau5", steps=2 if large else 5).last.detach()
     if not large:
         explicit = odenet.solve(F, x0, (0, 0.3), rtol=1e-9, atol=1e-9).last.detach()
         torch.testing.assert_close(reference, explicit, rtol=1e-4, atol=1e-4)
@@ -322,7 +322,7 @@ def test_any_F_that_autograd_can_differentiate_will_do(kind, large, mode, monkey
         monkeypatch.setattr("odenet.solvers.newton.DENSE", 1)
         monkeypatch.setattr("odenet.solvers.implicit_function.DENSE", 1)
     with mode():
-        solution = odenet.solve(F, x0, (0, 0.3), solver="radau5", steps=2 if large else 10)
+        solution = odenet.solve(F, x0, (0, 0.3), solver="radau5", steps=2 if large else 5)
     torch.testing.assert_close(solution.last.detach(), reference, rtol=1e-9, atol=1e-9)
     assert solution.stats.nfe < 2500
 
@@ -336,7 +336,7 @@ def test_low_precision_converges_to_its_rounding(dtype, scheme):
     x0 = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=dtype)
     solution = odenet.solve(F, x0, **scheme)
     wide = x0.to(torch.complex128 if dtype.is_complex else torch.float64)
-    truth = odenet.solve(F, wide, solver="radau5", rtol=1e-9, atol=1e-9).last
+    truth = odenet.solve(F, wide, solver="radau5", rtol=1e-6, atol=1e-6).last
     assert solution.last.dtype == dtype
     torch.testing.assert_close(solution.last.to(truth.dtype), truth, rtol=1e-3, atol=1e-3)
 

@@ -209,13 +209,13 @@ def test_outputs_inside_steps_cost_each_sample_what_they_cost_it_alone(solver):
 def test_states_of_any_rank_and_dtype_with_the_batch_first(shape, dtype):
     rate = torch.arange(shape[0], dtype=torch.float32).reshape(-1, *(1,) * (len(shape) - 1)).to(dtype)
     x0 = torch.full(shape, 2.0, dtype=dtype)
-    for solver in ("dopri5", "reversible_heun"):
+    for solver, tolerance in (("dopri5", 1e-5), ("reversible_heun", 1e-3)):
         solution = odenet.solve(
             lambda t, x, rate: -rate * x, x0, args=(rate,), solver=solver, per_sample=True, per_sample_args=(0,),
-            rtol=1e-5, atol=1e-5,
+            rtol=tolerance, atol=tolerance,
         )  # fmt: skip
         assert solution.last.dtype == dtype and solution.last.shape == shape
-        torch.testing.assert_close(solution.last, x0 * torch.exp(-rate), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(solution.last, x0 * torch.exp(-rate), rtol=1e-3, atol=30 * tolerance)
 
 
 def test_an_image_F_with_time_and_a_tree_of_states():
