@@ -98,9 +98,32 @@ def test_adam_goes_on_at_the_same_speed(k, x):
     assert steps == {5.0} and all(bool((s["exp_avg_sq"] >= 0).all()) for s in after.state.values())
 
 
-@pytest.mark.parametrize("make", [lambda w: w.refine(2), lambda w: w.coarsen(2), lambda w: w.project(bspline(3, 2))])
-@pytest.mark.parametrize("kind", [piecewise_constant(4), bspline(2, 4), chebyshev(4), low_rank(1, bspline(1, 4))])
-@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
+CHANGES = {
+    "refined": lambda w: w.refine(2),
+    "coarsened": lambda w: w.coarsen(2),
+    "projected": lambda w: w.project(bspline(3, 2)),
+}
+OF_KIND = {
+    "untied": piecewise_constant(4),
+    "bspline": bspline(2, 4),
+    "chebyshev": chebyshev(4),
+    "low_rank": low_rank(1, bspline(1, 4)),
+}
+GOES_ON = [
+    pytest.param(
+        optimizer,
+        kind,
+        make,
+        id=f"{optimizer.func.__name__}-{name}-{change}",
+        marks=[] if (i + j + k) % 3 == 0 else pytest.mark.slow,  # quick: every value of each, a third of the pairs
+    )
+    for i, optimizer in enumerate([SGD, ADAM])
+    for j, (name, kind) in enumerate(OF_KIND.items())
+    for k, (change, make) in enumerate(CHANGES.items())
+]
+
+
+@pytest.mark.parametrize(("optimizer", "kind", "make"), GOES_ON)
 def test_training_goes_on_in_a_model_of_which_the_block_is_a_part(optimizer, kind, make, x):
     model = nn.Sequential(nn.Linear(2, 2), odenet.ODEBlock(MLP(2, width=4), "midpoint", steps=4, weights=kind)).double()
     groups = [{"params": model[0].parameters(), "lr": 0.01}, {"params": model[1].parameters(), "lr": 0.02}]

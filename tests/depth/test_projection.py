@@ -43,7 +43,7 @@ def theta(weights, s, name="a"):
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("k", [2, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 3))])
 def test_refined_weights_are_the_same_function_of_depth(kind, k):
     weights = kind(MLP(3, width=4, norm="batch").double())
     finer = weights.refine(k)
@@ -111,8 +111,16 @@ def test_the_mean_of_two_layers_is_what_coarsening_keeps():
             torch.testing.assert_close(c, (a + b) / 2)
 
 
-@pytest.mark.parametrize("target", ["untied", "linear", "cubic", "chebyshev", "fourier", "low_rank"])
-@pytest.mark.parametrize("source", ["untied", "cubic", "chebyshev"])
+QUICK = {("untied", "cubic"), ("untied", "low_rank"), ("cubic", "untied"), ("cubic", "linear")}
+QUICK |= {("chebyshev", "fourier"), ("chebyshev", "chebyshev")}
+PAIRS = [
+    pytest.param(source, target, marks=[] if (source, target) in QUICK else pytest.mark.slow)
+    for source in ("untied", "cubic", "chebyshev")
+    for target in ("untied", "linear", "cubic", "chebyshev", "fourier", "low_rank")
+]
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_a_projection_is_the_best_in_l2_and_says_what_it_lost(source, target):
     weights = KINDS[source](Scalar())
     near = weights.project(KINDS[target])
