@@ -1,25 +1,67 @@
 """How long a solve takes, beside torchdiffeq, torchode, diffrax and the evaluations of F alone.
 
-    python -m benchmarks.speed [--threads 2] [--rounds 40] [--cpu] [--quick] [--docs]
+    python -m benchmarks.speed [--threads 2] [--rounds 40] [--seconds 60] [--cpu] [--quick] [--docs]
 
 One run: the columns of a row are timed in turn, round after round, and the table holds medians. Ratios within a row are
-the result; times differ between machines.
+the result; times differ between machines. `--docs` writes what was measured into docs/speed.md, between its marks.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 DOCS = Path(__file__).parents[1] / "docs"
+MARKS = "<!-- measured -->", "<!-- end of what was measured -->"
 COLUMNS = ("odenet, eager", "odenet, compiled", "torchdiffeq", "torchode", "diffrax", "floor", "floor, compiled")
 LEAST = 0.01
 Table = dict[str, dict[str, float]]
+
+
+class Goal(NamedTuple):
+    """What a ratio of two columns is to be.
+
+    Attributes:
+        row: of the table.
+        over: column above the line.
+        under: column below it.
+        bound: at most this, or at least.
+        most: whether the bound is an upper one.
+    """
+
+    row: str
+    over: str
+    under: str
+    bound: float
+    most: bool = True
+
+
+EAGER, COMPILED, DIFFEQ, DIFFRAX, FLOOR, LOOP = (*COLUMNS[:3], "diffrax", "floor", "plain loop")
+GOALS = (
+    Goal("MLP, batch 32, forward", COMPILED, DIFFRAX, 1.0),
+    Goal("MLP, batch 32, forward", DIFFEQ, COMPILED, 12, False),
+    Goal("MLP, batch 32, forward", DIFFEQ, EAGER, 2, False),
+    Goal("MLP, batch 32, gradient", COMPILED, DIFFRAX, 1.0),
+    Goal("MLP, batch 32, gradient", DIFFEQ, COMPILED, 7, False),
+    Goal("MLP, batch 32, gradient", DIFFEQ, EAGER, 1.5, False),
+    Goal("MLP, batch 1024, forward", COMPILED, DIFFRAX, 0.95),
+    Goal("MLP, batch 1024, gradient", COMPILED, DIFFRAX, 0.7),
+    Goal("100 Euler steps, batch 32, forward", EAGER, LOOP, 1.05),
+    Goal("100 Euler steps, batch 32, forward", LOOP, COMPILED, 4, False),
+    Goal("conv, forward", EAGER, FLOOR, 1.10),
+    Goal("conv, gradient, one step's activations", EAGER, FLOOR, 1.10),
+    Goal("conv, gradient, one step's activations", DIFFEQ, EAGER, 8, False),
+)
 
 
 def main() -> None:
@@ -27,6 +69,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=60, help="for a row at most, with fewer rounds then")
+    parser.add_argument("--first", metavar="ROW", help="time the first compiled call of a row alone, and print it")
     parser.add_argument(
         "--cpu", action="store_true", help="time of the processor instead of the clock's: on a busy machine"
     )
@@ -42,39 +86,61 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(options.threads)
+    if options.first:
+        print(json.dumps(first_call(options.first)))
+        return
     print(
         f"{options.threads} threads, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}"
     )
-    table, first = measure(options.quick, options.rounds, time.process_time if options.cpu else time.perf_counter)
-    text = markdown(
-        table, first, options.threads, torch.__version__, "of the processor" if options.cpu else "of the clock"
-    )
+    clock = time.process_time if options.cpu else time.perf_counter
+    starts = {row: first_calls(row, options.threads) for row in ("MLP, batch 32, forward", "MLP, batch 32, gradient")}
+    table = measure(options.quick, options.rounds, options.seconds, clock)
+    kind = "of the processor" if options.cpu else "of the clock"
+    text = markdown(table, starts, options.threads, torch.__version__, kind)
     print(text)
     if options.docs:
-        (DOCS / "speed.md").write_text(text)
+        page = DOCS / "speed.md"
+        before, rest = page.read_text().split(MARKS[0])
+        page.write_text(before + MARKS[0] + "\n\n" + text + "\n" + MARKS[1] + rest.split(MARKS[1])[1])
         figure(table)
 
 
-def measure(quick: bool, rounds: int, clock: Callable[[], float]) -> tuple[Table, dict[str, float]]:
-    """Medians in milliseconds of every row and column, and the seconds that the first compiled calls took."""
+def first_calls(row: str, threads: int) -> list[float]:
+    """Seconds of the first compiled call of a process that finds nothing on disk, and of the next process."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.speed", "--threads", str(threads), "--first", row]
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
+        runs = [subprocess.run(command, env=environment, capture_output=True, check=True) for _ in range(2)]
+    return [json.loads(run.stdout.splitlines()[-1]) for run in runs]
+
+
+def first_call(row: str) -> float:
+    """Seconds of the first compiled call of this process."""
+    from benchmarks.workloads import workloads
+
+    work = next(work for work in workloads(True) if work.name == row)
+    block = work.block(True)
+    begin = time.perf_counter()
+    work.run(block)
+    return time.perf_counter() - begin
+
+
+def measure(quick: bool, rounds: int, seconds: float, clock: Callable[[], float]) -> Table:
+    """Medians in milliseconds of every row and column."""
     from benchmarks.workloads import contenders, workloads
 
     table: Table = {}
-    first: dict[str, float] = {}
     for work in workloads(quick):
-        calls = contenders(work)
-        repeats = {}
+        calls, repeats, lasts = contenders(work), {}, 0.0
         for name, call in calls.items():
-            begin = time.perf_counter()
-            call()
-            if name == "odenet, compiled":
-                first[work.name] = time.perf_counter() - begin
             call()
             begin = time.perf_counter()
             call()
-            repeats[name] = max(1, round(LEAST / max(time.perf_counter() - begin, 1e-5)))
+            once = max(time.perf_counter() - begin, 1e-5)
+            repeats[name] = max(1, round(LEAST / once))
+            lasts += repeats[name] * once
         times: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(rounds):
+        for _ in range(max(3, min(rounds, int(seconds / lasts)))):
             for name, call in calls.items():
                 begin = clock()
                 for _ in range(repeats[name]):
@@ -82,56 +148,45 @@ def measure(quick: bool, rounds: int, clock: Callable[[], float]) -> tuple[Table
                 times[name].append((clock() - begin) / repeats[name] * 1e3)
         table[work.name] = {name: statistics.median(values) for name, values in times.items()}
         print(work.name, {name: round(value, 3) for name, value in table[work.name].items()}, flush=True)
-    return table, first
+    return table
 
 
-def markdown(table: Table, first: dict[str, float], threads: int, torch_version: str, kind: str) -> str:
-    """The table as a page."""
-    load = os.getloadavg()[0]
+def markdown(table: Table, starts: dict[str, list[float]], threads: int, torch_version: str, kind: str) -> str:
+    """What was measured, as a part of a page."""
     lines = [
-        "# Speed",
-        "",
-        f"Made by `make bench`: one run on {platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
-        f"{threads} thread{'s' if threads > 1 else ''}, float32, torch {torch_version}, load {load:.1f}. Columns of a "
-        f"row are timed in turn; milliseconds {kind} are medians, and the ratios within a row are the result.",
+        f"One run of `make bench` on {os.cpu_count()} cores ({processor()}), {threads} "
+        f"thread{'s' if threads > 1 else ''}, float32, torch {torch_version}; medians in milliseconds {kind}.",
         "",
         "| work | " + " | ".join(COLUMNS) + " |",
         "| --- |" + " ---: |" * len(COLUMNS),
     ]
     for name, row in table.items():
         lines.append(f"| {name} | " + " | ".join(f"{row[c]:.3g}" if c in row else "" for c in COLUMNS) + " |")
-    lines += [
-        "",
-        "| work | torchdiffeq / eager | torchdiffeq / compiled | compiled / diffrax | eager / floor |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
     for name, row in table.items():
-        pairs = (("torchdiffeq", "odenet, eager"), ("torchdiffeq", "odenet, compiled"),
-                 ("odenet, compiled", "diffrax"), ("odenet, eager", "floor"))  # fmt: skip
-        lines.append(f"| {name} | " + " | ".join(ratio(row, *pair) for pair in pairs) + " |")
-    for name, row in table.items():
-        if "plain loop" in row:
-            lines += ["", f"{name}: a loop written by hand takes {row['plain loop']:.3g} ms, that is "
-                      f"{ratio(row, 'odenet, eager', 'plain loop')} of it eagerly and "
-                      f"{ratio(row, 'odenet, compiled', 'plain loop')} compiled."]  # fmt: skip
-    if first:
-        lines += ["", "First compiled call, with compilation: " +
-                  "; ".join(f"{name}, {seconds:.3g} s" for name, seconds in first.items()) + "."]  # fmt: skip
-    lines += [
-        "",
-        "Floor: the same evaluations of F, and the same vector-Jacobian products, and nothing else; for the gradient "
-        "that holds one step's activations each evaluation twice. torchode gives every sample its own steps. "
-        "torchdiffeq's column in that row is its adjoint.",
-        "",
-        "![Time of a solve](figures/speed.png)",
-        "",
-    ]
-    return "\n".join(lines)
+        if LOOP in row:
+            lines += ["", f"{name}: a loop written by hand takes {row[LOOP]:.3g} ms."]
+    lines += ["", "| work | ratio | measured | goal | |", "| --- | --- | ---: | ---: | --- |"]
+    for goal in GOALS:
+        row = table.get(goal.row, {})
+        if goal.over in row and goal.under in row:
+            got = row[goal.over] / row[goal.under]
+            met = got <= goal.bound if goal.most else got >= goal.bound
+            bound = f"{'≤' if goal.most else '≥'} {goal.bound:g}"
+            lines.append(f"| {goal.row} | {goal.over} / {goal.under} | {got:.2f} | {bound} | {'met' if met else ''} |")
+    lines += ["", "| first compiled call | seconds | in the next process | ratio (goal ≤ 0.33) |",
+              "| --- | ---: | ---: | ---: |"]  # fmt: skip
+    for name, (first, second) in starts.items():
+        lines.append(f"| {name} | {first:.1f} | {second:.1f} | {second / first:.2f} |")
+    return "\n".join(lines) + "\n"
 
 
-def ratio(row: dict[str, float], a: str, b: str) -> str:
-    """a / b, if both were timed."""
-    return f"{row[a] / row[b]:.2f}" if a in row and b in row else ""
+def processor() -> str:
+    """What the cores are called."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def figure(table: Table) -> None:

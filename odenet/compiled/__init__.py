@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from odenet.solvers.per_sample import SampleProblem
     from odenet.solvers.stats import Stats
 
-ENOUGH, SMALL = 2000, 2**16
+ENOUGH, SMALL, ONE_THREAD = 2000, 2**16, 2**12
 
 
 @dataclass
@@ -76,7 +76,7 @@ def solve(problem: Problem) -> Solution | None:
             return refused(problem, entry, refusal)
         from odenet.compiled.walk import Graphs
 
-        entry.graphs = Graphs(problem)
+        entry.graphs = Graphs(problem, problem.x0.numel() <= ONE_THREAD)
     try:
         return _solved(problem, entry, entry.graphs)
     except Exception as error:  # errors of F itself come again, eagerly
@@ -96,8 +96,9 @@ def entry_of(problem: Problem | SampleProblem) -> Entry | None:
 def _kind(problem: Problem | SampleProblem, F: Any) -> tuple[Any, ...]:
     scheme = problem.scheme
     training = F.training if isinstance(F, nn.Module) else None
+    small = problem.x0.numel() <= ONE_THREAD
     return (scheme.solver, scheme.adaptive, scheme.controller, scheme.first_step is None, training, problem.x0.dtype,
-            scheme.per_sample)  # fmt: skip
+            scheme.per_sample, small)  # fmt: skip
 
 
 def _solved(problem: Problem, entry: Entry, graphs: Graphs) -> Solution | None:

@@ -11,14 +11,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 
+from odenet.compiled.lowering import THIN
 from odenet.solvers.control import LEAST, LEAST_ERROR, NONFINITE_RETRIES, STRETCH, Controller
 from odenet.solvers.tableau import Tableau
 
 F64 = torch.float64
 Field = Callable[[Tensor, Tensor], Tensor]
+
+
+def laid_out(F: Any) -> Field:
+    """F with its matrices column after column in memory, as x Aᵀ takes them; once for all the steps of a loop."""
+    if not isinstance(F, nn.Module):
+        return F
+    turned = {name: p.t().contiguous().t() for name, p in F.named_parameters() if p.dim() == 2 and len(p) > THIN}
+    return lambda t, x, *args: torch.func.functional_call(F, turned, (t, x, *args))
 
 
 def combination(x: Tensor | None, h: Tensor, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
@@ -117,8 +126,10 @@ def adaptive(tableau: Tableau, controller: Controller, order: int, estimate: boo
         t, h, e1, e2, tries, forced, bad = going.unbind()
         ts, hs, xs, times, outputs = buffers
 
+        field = laid_out(F)
+
         def f(t: Tensor, x: Tensor) -> Tensor:
-            return F(t.to(x.dtype), x, *args)
+            return field(t.to(x.dtype), x, *args)
 
         k = f(t, x0)
         if estimate:
@@ -201,8 +212,10 @@ def fixed(tableau: Tableau) -> Callable[..., Tensor]:
         F: Field, grid: Tensor, sizes: Tensor, count: Tensor, x0: Tensor, args: Any, every: Tensor, xs: Tensor
     ) -> Tensor:
 
+        field = laid_out(F)
+
         def f(t: Tensor, x: Tensor) -> Tensor:
-            return F(t.to(x.dtype), x, *args)
+            return field(t.to(x.dtype), x, *args)
 
         def goes_on(n: Tensor, x: Tensor) -> Tensor:
             return n < count

@@ -19,7 +19,8 @@ from odenet.solvers.problem import Problem
 from odenet.solvers.registry import solvers
 from odenet.solvers.stepper import Span
 
-FIRST_RECORD, LARGEST_RECORD = 64, 2**28
+FIRST_RECORD, LARGEST_RECORD, MOST_CONSTANTS = 64, 2**28, 256
+BOTH = (0, 1)
 
 
 @dataclass
@@ -27,8 +28,8 @@ class Chunk:
     """A part of the accepted grid, with the states at the starts of its steps.
 
     Attributes:
-        grid: ends of the steps, one more than there are steps.
-        sizes: of the steps, signed.
+        grid: ends of the steps, one more than there are steps, and then anything.
+        sizes: of the steps, signed, and then anything.
         states: at their starts; empty if they are not kept.
         count: number of steps.
     """
@@ -59,25 +60,28 @@ class Graphs:
 
     Args:
         problem: a solve of that kind.
+        small: whether its states are so small that one thread is faster than several.
 
     Attributes:
         compilations: how many graphs have been made so far.
     """
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem, small: bool = False):
         scheme = problem.scheme
         stepper = solvers[scheme.solver]
         assert isinstance(stepper, ExplicitRungeKutta)
         self.tableau, self.compilations, self.capacity = stepper.tableau, 0, FIRST_RECORD
-        self.used = self.tableau.used
+        self.used, self._small = self.tableau.used, small
         self._grid: tuple[Any, ...] = ()
+        self._constants: dict[tuple[Any, ...], Tensor] = {}
+        self._marked: set[tuple[Any, ...]] = set()
         self._backs: dict[tuple[Any, ...], Callable[..., Any]] = {}
         if scheme.adaptive:
             assert stepper.error_order is not None
             graph = adaptive(self.tableau, scheme.step_controller, stepper.error_order, scheme.first_step is None)
         else:
             graph = fixed(self.tableau)
-        self._forward = compiled(graph, self._notice)
+        self._forward = compiled(graph, self._notice, self._small)
 
     def walk(self, problem: Problem, keep: bool) -> Walked | None:
         """Solve, and count; None if the solve broke down, with nothing counted.
@@ -90,38 +94,38 @@ class Graphs:
 
     def _adaptive(self, problem: Problem, keep: bool) -> Walked | None:
         scheme, x, device = problem.scheme, problem.x0.detach().contiguous(), problem.x0.device
-        rtol, atol = scheme.tolerances
-        t0, t1, sign = problem.t0, problem.t1, problem.direction
+        t0, t1 = problem.t0, problem.t1
         inside = [t for t in problem.ts if t not in (t0, t1)]
-        times = torch.tensor(inside, dtype=torch.float64, device=device)
+        times = self._constant(tuple(inside), device)
         outputs = x.new_empty(len(inside), *x.shape)
-        resolution = 16 * torch.finfo(torch.float64).eps * max(abs(t0), abs(t1))
-        where = [t0, scheme.first_step or 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
-        k, chunks, sizes, done, tries, forced, starts = x, [], [], t0 == t1, 0.0, 0.0, 0
         capacity = self.capacity
         if keep:
             capacity = max(8, min(capacity, LARGEST_RECORD // (x.numel() * x.element_size())))
-        while not done:
-            fresh = torch.tensor(not chunks, device=device)
-            record = (
-                torch.empty(capacity, dtype=torch.float64, device=device),
-                torch.empty(capacity, dtype=torch.float64, device=device),
-                x.new_empty(capacity if keep else 2, *x.shape),
-            )
-            numbers = [t1, sign, rtol, atol, scheme.h_min, scheme.h_max, resolution, scheme.max_steps, capacity]
+        resolution = 16 * torch.finfo(torch.float64).eps * max(abs(t0), abs(t1))
+        numbers = self._constant(
+            (t1, problem.direction, *scheme.tolerances, scheme.h_min, scheme.h_max, resolution, scheme.max_steps,
+             capacity, keep), device,
+        )  # fmt: skip
+        going = self._constant((t0, scheme.first_step or 1.0, 1.0, 1.0, 0.0, 0.0, 0.0), device)
+        F, k, chunks, sizes, starts = problem.weights.piece(0), x, [], [], 0
+        while True:
+            ts, hs = (torch.empty(capacity + 1, dtype=torch.float64, device=device) for _ in range(2))
+            xs = x.new_empty(capacity if keep else 2, *x.shape)
+            self._take_any((0, x, k, times, ts, hs), (BOTH, xs, outputs))
             at, x, k = self._forward(
-                problem.weights.piece(0), _numbers([*numbers, keep], device), _numbers(where, device), _any_batch(x),
-                k, problem.args,
-                (*record[:2], _any_batch(record[2], 1), _any_batch(times), _any_batch(outputs, 1)), fresh,
-            )  # fmt: skip
-            n, *where = at.tolist()
-            count, t, tries, forced = int(n), where[0], where[4], where[5]
-            done, starts = t == t1, starts + 1
-            if not done and count < capacity:
+                F, numbers, going, x, k, problem.args, (ts, hs, xs, times, outputs), self._flag(not starts, device)
+            )
+            n, t, _, _, _, tries, forced, _ = at.tolist()
+            count, starts = int(n), starts + 1
+            if t != t1 and count < capacity:
                 return None
-            sizes += record[1][:count].tolist()
-            grid = torch.cat([record[0][:count], at[1:2]])
-            chunks.append(Chunk(grid, record[1], record[2], count))
+            sizes += hs[:count].tolist()
+            if keep:
+                ts[count] = at[1]
+                chunks.append(Chunk(ts, hs, xs, count))
+            if t == t1:
+                break
+            going = at[1:].clone()
         accepted = len(sizes)
         s, fsal = self.tableau.stages, self.tableau.fsal
         nfe = starts * (2 if scheme.first_step is None else 1) + int(tries) * (s - 1 if fsal else s)
@@ -131,7 +135,7 @@ class Graphs:
         stats.nfe, stats.accepted, stats.rejected = nfe, accepted, int(tries) - accepted
         stats.forced, stats.h = int(forced), [abs(h) for h in sizes]
         self.capacity = max(self.capacity, 2 ** math.ceil(math.log2(accepted + 1)))
-        rest = iter(outputs)
+        rest = iter(outputs) if inside else iter(())
         states = [problem.x0 if t == t0 else x if t == t1 else next(rest) for t in problem.ts]
         return Walked(chunks, states, times)
 
@@ -142,18 +146,18 @@ class Graphs:
         if scheme.max_nfe is not None and count * self.used > scheme.max_nfe:
             return None
         grid, sizes, index = self._grid_of(spans, device)
-        every = torch.tensor(int(keep or bool(inside)), device=device)
+        every = self._flag(keep or bool(inside), device)
         xs = x.new_empty(max(2, count) if keep or inside else 2, *x.shape)
+        self._take_any((0, x, grid, sizes), (BOTH, xs))
         end = self._forward(
-            problem.weights.piece(0), grid, sizes, torch.tensor(count, device=device), _any_batch(x), problem.args,
-            every, _any_batch(xs, 1),
-        )  # fmt: skip
+            problem.weights.piece(0), grid, sizes, self._count(count, device), x, problem.args, every, xs
+        )
         if device.type == "cpu" and not bool(torch.isfinite(end.sum())):
             return None
         stats = problem.stats
         stats.nfe, stats.accepted, stats.h = count * self.used, count, [abs(span.h) for span in spans]
         states = [problem.x0 if t == problem.t0 else end if t == problem.t1 else xs[index[t]] for t in problem.ts]
-        times = torch.tensor(inside, dtype=torch.float64, device=device)
+        times = self._constant(tuple(inside), device)
         return Walked([Chunk(grid, sizes, xs, count)], states, times)
 
     def _grid_of(self, spans: Sequence[Span], device: torch.device) -> tuple[Tensor, Tensor, dict[float, int]]:
@@ -181,19 +185,20 @@ class Graphs:
         dense = problem.scheme.adaptive
         key = names, places
         if key not in self._backs:
-            self._backs[key] = compiled(backward(self.tableau, names, dense), self._notice)
-        seeds, inside = a.new_empty(0, *a.shape), walked.inside[:0]
+            self._backs[key] = compiled(backward(self.tableau, names, dense), self._notice, self._small)
+        seeds, inside = a.new_empty(0, *a.shape), self._constant((), a.device)
         if cotangents:
-            inside = _any_batch(walked.inside)
+            inside = walked.inside
             seeds = torch.stack([torch.zeros_like(a) if c is None else c for c in cotangents])
         values = tuple(tensor.detach() for tensor in tensors)
         gradients = tuple(torch.zeros_like(value) for value in values)
         steps, used = 0, self.tableau.stages if dense and cotangents else self.used
         for chunk in reversed(walked.chunks):
+            a = a.contiguous()
+            self._take_any((0, a, chunk.grid, chunk.sizes, inside), (BOTH, chunk.states, seeds))
             a, *rest = self._backs[key](
-                F, chunk.grid, chunk.sizes, _any_batch(chunk.states, 1), torch.tensor(chunk.count, device=a.device),
-                _any_batch(a.contiguous()), gradients, values, _detached(args), places, inside,
-                _any_batch(seeds, 1),
+                F, chunk.grid, chunk.sizes, chunk.states, self._count(chunk.count, a.device), a, gradients, values,
+                _detached(args), places, inside, seeds,
             )  # fmt: skip
             gradients, steps = tuple(rest), steps + chunk.count
         stats = problem.stats
@@ -202,21 +207,56 @@ class Graphs:
         stats.steps_backward += steps
         return a, *gradients
 
+    def _constant(self, values: tuple[float, ...], device: torch.device) -> Tensor:
+        """Numbers as a tensor, which is made once."""
+        found = self._constants.get((values, device))
+        if found is None:
+            if len(self._constants) >= MOST_CONSTANTS:
+                self._constants.clear()
+            found = self._constants[values, device] = _numbers(values, device)
+        return found
+
+    def _count(self, value: int, device: torch.device) -> Tensor:
+        found = self._constants.get((value, device))
+        if found is None:
+            found = self._constants[value, device] = torch.tensor(value, device=device)
+        return found
+
+    def _flag(self, value: bool, device: torch.device) -> Tensor:
+        found = self._constants.get(("flag", value, device))
+        if found is None:
+            found = self._constants["flag", value, device] = torch.tensor(value, device=device)
+        return found
+
+    def _take_any(self, *groups: tuple[Any, ...]) -> None:
+        """Have a graph that is made for tensors of such shapes take any batch size, and records of any length.
+
+        Args:
+            groups: dimensions whose size may be any, and the tensors of which they are.
+        """
+        key = tuple((x.shape[2:], min(x.shape[0], 2)) for _, *tensors in groups for x in tensors)
+        if key not in self._marked:
+            self._marked.add(key)
+            for dimensions, *tensors in groups:
+                for x in tensors:
+                    torch._dynamo.maybe_mark_dynamic(x, dimensions)
+
     def _notice(self) -> None:
         self.compilations += 1
 
 
-def compiled(function: Callable[..., Any], notice: Callable[[], None]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], notice: Callable[[], None], small: bool = False) -> Callable[..., Any]:
     """A function as a graph of its own: dynamo counts recompilations by code object, and these are of many F.
 
     Args:
         function: to be captured whole.
         notice: called with every graph that is made.
+        small: whether one thread walks faster than several.
     """
     assert isinstance(function, FunctionType)
     code = function.__code__.replace()
     own = FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
-    graph = torch.compile(own, fullgraph=True, backend=backend(notice))
+    graph = torch.compile(own, fullgraph=True, backend=backend(notice, small))
 
     def call(*arguments: Any) -> Any:
         with torch.no_grad():
@@ -227,12 +267,6 @@ def compiled(function: Callable[..., Any], notice: Callable[[], None]) -> Callab
 
 def _numbers(values: Sequence[float], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device=device)
-
-
-def _any_batch(x: Tensor, dimension: int = 0) -> Tensor:
-    """x, of which the graph is to take any batch size."""
-    torch._dynamo.maybe_mark_dynamic(x, (0, 1) if dimension else 0)
-    return x
 
 
 def _detached(args: tuple[Any, ...]) -> tuple[Any, ...]:

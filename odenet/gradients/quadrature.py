@@ -26,6 +26,8 @@ class Quadrature(ExplicitRungeKutta):
         total: θ̄ where the walk begins.
     """
 
+    advance = None  # type: ignore[assignment]  # its memory is what is wanted
+
     def __init__(self, method: ExplicitRungeKutta, field: Augmented, total: Products):
         super().__init__(method.tableau)
         self.method, self.field, self.total = method, field, total

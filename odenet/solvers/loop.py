@@ -56,9 +56,11 @@ def integrate(problem: Problem, watch: Watch | None = None) -> Solution:
     interpolants: list[Interpolant] = []
     t, x, error = problem.start, problem.x0, None
     sign, due, hits = problem.direction, outputs.next, []
+    lookers = (watch, watcher, problem.ends, problem.callbacks)
+    seen = patient or dense or any(looker is not None for looker in lookers)
     with problem.field.consistency.forward():
         try:
-            for f, trial in (_adaptive if adaptive else _fixed)(problem, stepper):
+            for f, trial in _adaptive(problem, stepper) if adaptive else _fixed(problem, stepper, outputs, seen):
                 span = trial.span
                 if patient and not adaptive and first_bad_sample(trial.x_next) is not None:
                     raise nonfinite_error(trial, stats.nfe, None)
@@ -159,21 +161,36 @@ def states_at(stepper: Stepper, f: Evaluate, trial: Trial, times: list[float]) -
     return [trial.x_next if t == end else stepper.interpolate(f, trial, t) for t in times]
 
 
-def _fixed(problem: Problem, stepper: Stepper) -> Walk:
-    """Steps over a given grid; no look at the device."""
+def _fixed(problem: Problem, stepper: Stepper, outputs: Outputs, seen: bool) -> Walk:
+    """Steps over a given grid; no look at the device.
+
+    Args:
+        problem: what to solve.
+        stepper: takes the steps.
+        outputs: whose next time says which step has to be shown.
+        seen: whether each step has to be.
+    """
     x, first, memory, piece = problem.x0, None, NOTHING, -1
-    f = problem.field.piece(0)
+    f, stats, sign = problem.field.piece(0), problem.stats, problem.direction
+    advance = None if seen else stepper.advance
+    due = sign * outputs.next
     for span in problem.spans():
         if span.piece != piece:
             begins = piece < 0 or not stepper.lasting
             piece, first = span.piece, None
             f = problem.field.piece(piece)
             memory = stepper.start(f, span.t, x) if begins else memory
+        if advance is not None and sign * span.t_next < due:
+            x = advance(f, span, x)
+            stats.accepted += 1
+            stats.h.append(abs(span.h))
+            continue
         trial = stepper.step(f, span, x, memory, first)
         if not trial.converged:
-            raise unsolved_error(trial, problem.stats.nfe)
+            raise unsolved_error(trial, stats.nfe)
         yield f, trial
         x, first, memory = trial.x_next, trial.end, trial.memory
+        due = sign * outputs.next
 
 
 def _adaptive(problem: Problem, stepper: Stepper) -> Walk:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ class Scheme:
             )
         check_options(f"option of solver {self.solver!r}", self.options, methods[self.solver].options)
 
-    @property
+    @cached_property
     def adaptive(self) -> bool:
         """Whether the step size follows the tolerance."""
         return self._by is None
@@ -132,12 +133,12 @@ class Scheme:
         """Which argument fixes the steps."""
         return next((name for name in FIXED_BY if getattr(self, name) is not None), None)
 
-    @property
+    @cached_property
     def step_controller(self) -> Controller:
         """The controller of an adaptive solve."""
         return controller_of(self.controller)
 
-    @property
+    @cached_property
     def tolerances(self) -> tuple[Any, Any]:
         """(rtol, atol), with the default where one was left out."""
         rtol = DEFAULT_TOLERANCE if self.rtol is None else self.rtol
@@ -151,8 +152,12 @@ class Scheme:
         """Raise `InputError` if the state's dtype is not one of numbers, or cannot resolve the relative tolerance."""
         if not (dtype.is_floating_point or dtype.is_complex):
             raise InputError(f"the state must be of a floating-point or complex dtype, got {dtype}; use x.float()")
-        rtol = max(float(torch.as_tensor(leaf).max()) for leaf in tree_leaves(self.tolerances[0]))
-        if self.adaptive and rtol < torch.finfo(dtype).eps:
+        if not self.adaptive:
+            return
+        rtol = self.tolerances[0]
+        if not isinstance(rtol, float):
+            rtol = max(float(torch.as_tensor(leaf).max()) for leaf in tree_leaves(rtol))
+        if rtol < torch.finfo(dtype).eps:
             raise InputError(
                 f"rtol={rtol:g} is below what {dtype} resolves ({torch.finfo(dtype).eps:.2g}); "
                 "raise rtol or use torch.float64"

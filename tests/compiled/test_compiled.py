@@ -28,7 +28,7 @@ def traced(monkeypatch):
     """Graphs that are captured, and run without code being made of them."""
     graphs = []
 
-    def backend(notice):
+    def backend(notice, small=False):
         def keep(graph, inputs):
             notice()
             graphs.append(graph)
@@ -70,17 +70,17 @@ def agree(F, x, within=1e-10, counts=("nfe", "accepted", "rejected", "forced"), 
         assert float((a - b).abs().max()) <= within * float(b.abs().max()) and b.abs().max() > 0
     for count in counts:
         assert getattr(got.stats, count) == getattr(expected.stats, count), count
-    assert got.stats.h == pytest.approx(expected.stats.h, rel=1e-4 if x.dtype == torch.float64 else 0.1)
+    assert got.stats.h == pytest.approx(expected.stats.h, rel=1e-4 if x.dtype == torch.float64 else 0.3)
     assert got.times == expected.times
     return got
 
 
 @pytest.mark.slow
 def test_an_adaptive_solve_its_outputs_gradients_and_counts_are_the_eager_ones(traced, x):
-    got = agree(Swirl(), x, ts=ts, gradient="checkpoint", **ADAPTIVE)
+    got = agree(Swirl(), x, within=1e-9, ts=ts, gradient="checkpoint", **ADAPTIVE)  # h is rounded otherwise
     assert len(traced) == 2 and got.stats.rejected > 0
     assert got.stats.vjps == got.stats.nfe_backward == 7 * got.stats.accepted
-    agree(Swirl(), x, interval=(1.7, 0.0), **ADAPTIVE)
+    agree(Swirl(), x, within=1e-9, interval=(1.7, 0.0), **ADAPTIVE)
 
 
 @pytest.mark.parametrize("solver", ["euler", pytest.param("rk4", marks=pytest.mark.slow)])
@@ -232,6 +232,19 @@ def test_the_tanh_of_compiled_solves_is_tanh_to_rounding():
     truth = torch.tanh(x.double())
     units = (lowering.tanh(x).double() - truth).abs() / (truth.abs() * torch.finfo(torch.float32).eps + 1e-45)
     assert float(units.max()) < 4
+
+
+@pytest.mark.parametrize("shape", [(9, 2, 64), (9, 64, 2), (9, 64, 64), (9, 5, 16), (9, 16, 5)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_product_of_compiled_solves_is_the_product(shape, dtype):
+    rows, depth, columns = shape
+    a = torch.randn(rows, depth, dtype=dtype)
+    for b in (torch.randn(depth, columns, dtype=dtype), torch.randn(columns, depth, dtype=dtype).t()):
+        got = lowering.product(a, b)
+        if columns == 5 or (columns > lowering.THIN < depth and dtype == torch.float64):
+            assert got is NotImplemented  # left to the BLAS
+        else:
+            torch.testing.assert_close(got, a @ b, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-5)
 
 
 @pytest.mark.slow

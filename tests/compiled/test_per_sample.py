@@ -28,7 +28,7 @@ def traced(monkeypatch):
     """Graphs that are captured, and run without code being made of them."""
     graphs = []
 
-    def backend(notice):
+    def backend(notice, small=False):
         def keep(graph, inputs):
             notice()
             graphs.append(graph)
