@@ -3,8 +3,8 @@
 Van der Pol's equation with mu from 1 to 100 in one batch. Every library takes Dormand and Prince's method of order 5 at
 the same tolerance, in float64. Measurements alternate between the libraries; it prints medians, and ratios to odenet.
 
-    OMP_NUM_THREADS=1 python benchmarks/per_sample.py                  # the table, and what it was measured on
-    python benchmarks/per_sample.py --batch 256 --repeats 5 --t1 2
+    OMP_NUM_THREADS=1 python -m benchmarks.per_sample                  # the table, and what it was measured on
+    python -m benchmarks.per_sample --batch 256 --repeats 5 --t1 2
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +25,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 import odenet
+from benchmarks.workloads import Call, Row
 
 
 def van_der_pol(t: Any, x: Tensor, mu: Tensor) -> Tensor:
@@ -36,10 +39,12 @@ class Counted:
 
     def __init__(self, mu: Tensor):
         self.mu, self.calls, self.rows = mu, 0, 0
+        self.shapes: list[int] = []
 
     def __call__(self, t: Any, x: Tensor, *args: Tensor) -> Tensor:
         self.calls += 1
         self.rows += x.shape[0]
+        self.shapes.append(x.shape[0])
         return van_der_pol(t, x, *(args or (self.mu,)))
 
 
@@ -55,13 +60,21 @@ class Entry(NamedTuple):
     count: Callable[[], tuple[int, int]] | None
 
 
-def odenet_entry(mu: Tensor, x0: Tensor, t1: float, tol: float) -> Entry:
-    def solve(F: Any = van_der_pol) -> Tensor:
+def odenet_entry(mu: Tensor, x0: Tensor, t1: float, tol: float, compile: bool = False) -> Entry:
+    def solved(F: Any = van_der_pol) -> Any:
         return odenet.solve(
-            F, x0, (0.0, t1), rtol=tol, atol=tol, args=(mu,), per_sample=True, per_sample_args=(0,)
-        ).last  # fmt: skip
+            F, x0, (0.0, t1), rtol=tol, atol=tol, args=(mu,), per_sample=True, per_sample_args=(0,), compile=compile
+        )  # fmt: skip
 
-    return Entry(solve, lambda: _counted(solve, mu))
+    def solve(F: Any = van_der_pol) -> Tensor:
+        return solved(F).last
+
+    def count() -> tuple[int, int]:
+        stats = solved().stats
+        assert stats.samples is not None
+        return stats.nfe, stats.samples.evaluated
+
+    return Entry(solve, count if compile else lambda: _counted(solve, mu))
 
 
 def torchdiffeq_entry(mu: Tensor, x0: Tensor, t1: float, tol: float) -> Entry:
@@ -114,11 +127,44 @@ def diffrax_entry(mu: Tensor, x0: Tensor, t1: float, tol: float) -> Entry:
 
 
 ENTRIES = {
-    "odenet": odenet_entry,
+    "odenet, eager": odenet_entry,
+    "odenet, compiled": partial(odenet_entry, compile=True),
     "torchode": torchode_entry,
     "torchdiffeq": torchdiffeq_entry,
     "diffrax": diffrax_entry,
 }
+
+
+def rows() -> list[Row]:
+    """The row of this batch in the table of `benchmarks/speed.py`."""
+    return [Row("mixed stiffness, per sample, batch 64, forward", contenders)]
+
+
+def contenders() -> dict[str, Call]:
+    """The columns of that row; its floor are the evaluations of F that the eager solve asks for, and nothing else."""
+    problem = batch(64)
+    entries = {name: make(*problem) for name, make in ENTRIES.items() if find_spec(name.split(",")[0])}
+    F = Counted(problem[0])
+    entries["odenet, eager"].solve(F)
+    shapes, (mu, x0, _, _) = list(F.shapes), problem
+
+    def floor() -> None:
+        for count in shapes:
+            van_der_pol(None, x0[:count], mu[:count])
+
+    calls: dict[str, Call] = {name: entry.solve for name, entry in entries.items()}
+    return {name: partial(_without_graph, call) for name, call in (calls | {"floor": floor}).items()}
+
+
+@torch.no_grad()
+def _without_graph(call: Call) -> Any:
+    return call()
+
+
+def batch(size: int, t1: float = 3.0, tol: float = 1e-5) -> tuple[Tensor, Tensor, float, float]:
+    """mu, x0, t1 and tolerance."""
+    mu = torch.logspace(0, 2, size, dtype=torch.float64)
+    return mu, torch.tensor([[2.0, 0.0]], dtype=torch.float64).repeat(size, 1), t1, tol
 
 
 def _counted(solve: Callable[[Any], Any], mu: Tensor) -> tuple[int, int]:
@@ -168,9 +214,7 @@ def main() -> None:
     parser.add_argument("--tol", type=float, default=1e-5)
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
-    mu = torch.logspace(0, 2, options.batch, dtype=torch.float64)
-    x0 = torch.tensor([[2.0, 0.0]], dtype=torch.float64).repeat(options.batch, 1)
-    problem = mu, x0, options.t1, options.tol
+    problem = mu, x0, *_ = batch(options.batch, options.t1, options.tol)
     entries = {}
     for name, make in ENTRIES.items():
         try:
@@ -180,7 +224,7 @@ def main() -> None:
     with torch.no_grad():
         answer, each = truth(mu, x0, options.t1), alone(*problem)
         times = measure(entries, options.repeats)
-        ours = statistics.median(times["odenet"])
+        ours = statistics.median(times["odenet, eager"])
         print("| | time | ratio | calls of F | evaluations, summed over samples | to the sum of each alone | error |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         for name, entry in entries.items():

@@ -1,6 +1,7 @@
 """How long a solve takes, beside torchdiffeq, torchode, diffrax and the evaluations of F alone.
 
     python -m benchmarks.speed [--threads 2] [--rounds 40] [--seconds 60] [--cpu] [--quick] [--docs]
+        [--rows mixed_stiffness ...]
 
 One run: the columns of a row are timed in turn, round after round, and the table holds medians. Ratios within a row are
 the result; times differ between machines. `--docs` writes what was measured into docs/speed.md, between its marks.
@@ -75,6 +76,7 @@ def main() -> None:
         "--cpu", action="store_true", help="time of the processor instead of the clock's: on a busy machine"
     )
     parser.add_argument("--quick", action="store_true", help="without the convolutions")
+    parser.add_argument("--rows", nargs="+", help="only rows whose names hold one of these, _ for a space")
     parser.add_argument("--docs", action="store_true", help="write docs/speed.md and docs/figures/speed.png")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
@@ -93,8 +95,9 @@ def main() -> None:
         f"{options.threads} threads, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}"
     )
     clock = time.process_time if options.cpu else time.perf_counter
-    starts = {row: first_calls(row, options.threads) for row in ("MLP, batch 32, forward", "MLP, batch 32, gradient")}
-    table = measure(options.quick, options.rounds, options.seconds, clock)
+    first = () if options.rows else ("MLP, batch 32, forward", "MLP, batch 32, gradient")
+    starts = {row: first_calls(row, options.threads) for row in first}
+    table = measure(options.quick, options.rounds, options.seconds, clock, options.rows)
     kind = "of the processor" if options.cpu else "of the clock"
     text = markdown(table, starts, options.threads, torch.__version__, kind)
     print(text)
@@ -116,21 +119,25 @@ def first_calls(row: str, threads: int) -> list[float]:
 
 def first_call(row: str) -> float:
     """Seconds of the first compiled call of this process."""
-    from benchmarks.workloads import workloads
+    from benchmarks.workloads import Workload, workloads
 
-    work = next(work for work in workloads(True) if work.name == row)
+    work = next(work for work in workloads(True) if isinstance(work, Workload) and work.name == row)
     block = work.block(True)
     begin = time.perf_counter()
     work.run(block)
     return time.perf_counter() - begin
 
 
-def measure(quick: bool, rounds: int, seconds: float, clock: Callable[[], float]) -> Table:
+def measure(
+    quick: bool, rounds: int, seconds: float, clock: Callable[[], float], wanted: list[str] | None = None
+) -> Table:
     """Medians in milliseconds of every row and column."""
     from benchmarks.workloads import contenders, workloads
 
     table: Table = {}
     for work in workloads(quick):
+        if wanted and not any(name in work.name.replace(",", "").replace(" ", "_") for name in wanted):
+            continue
         calls, repeats, lasts = contenders(work), {}, 0.0
         for name, call in calls.items():
             call()

@@ -98,19 +98,35 @@ class Workload:
         return block.stats.nfe, block.stats.vjps or (block.stats.nfe if self.gradient else 0)
 
 
-def workloads(quick: bool) -> list[Workload]:
+@dataclass
+class Row:
+    """A row of the table that is another program than a `Workload`.
+
+    Attributes:
+        name: as it reads there.
+        calls: () -> its columns.
+    """
+
+    name: str
+    calls: Callable[[], dict[str, Call]]
+
+
+def workloads(quick: bool) -> list[Workload | Row]:
     """The rows."""
+    from benchmarks import per_sample, stages
+
     torch.manual_seed(0)
     F, C = Tanh(), ConvTwice()
     small, large, image = torch.randn(32, 2), torch.randn(1024, 2), torch.randn(128, 64, 6, 6)
     adaptive = {"rtol": 1e-5, "atol": 1e-5}
-    rows = [
+    rows: list[Workload | Row] = [
         Workload("MLP, batch 32, forward", F, small, 10.0, adaptive),
         Workload("MLP, batch 32, gradient", F, small, 10.0, adaptive, "autograd"),
         Workload("MLP, batch 1024, forward", F, large, 10.0, adaptive),
         Workload("MLP, batch 1024, gradient", F, large, 10.0, adaptive, "autograd"),
         Workload("100 Euler steps, batch 32, forward", F, small, 10.0, {"solver": "euler", "steps": 100}),
     ]
+    rows += per_sample.rows()
     if not quick:
         conv = {"rtol": 1e-3, "atol": 1e-3}
         rows += [
@@ -118,6 +134,7 @@ def workloads(quick: bool) -> list[Workload]:
             Workload("conv, gradient, all activations", C, image, 1.0, conv, "autograd", False),
             Workload("conv, gradient, one step's activations", C, image, 1.0, conv, "checkpoint", False),
         ]
+        rows += stages.rows()
     return rows
 
 
@@ -218,8 +235,10 @@ def by_diffrax(work: Workload) -> Call | None:
     return lambda: jax.block_until_ready(function(x, weights))
 
 
-def contenders(work: Workload) -> dict[str, Call]:
+def contenders(work: Workload | Row) -> dict[str, Call]:
     """The columns of a row."""
+    if isinstance(work, Row):
+        return work.calls()
     eager = work.block(False)
     calls: dict[str, Call | None] = {"odenet, eager": partial(work.run, eager)}
     if work.compile:

@@ -12,6 +12,7 @@ from odenet.compiled.per_sample import solve_samples
 from odenet.depth import DepthWeights
 from odenet.errors import InputError
 from odenet.gradients import gradients
+from odenet.gradients.sample_times import SampleTimes
 from odenet.gradients.times import root_time
 from odenet.solvers.events import Event
 from odenet.solvers.per_sample import SampleProblem, SampleSolution
@@ -53,7 +54,9 @@ def run_per_sample(
         events = [packed_event(event, packing) for event in events]
         rtol, atol = (packing.tolerance(name, getattr(scheme, name), x0.device) for name in ("rtol", "atol"))
         scheme = scheme.but(rtol=rtol, atol=atol, norm=packing.norm(scheme.norm))
-    problem = SampleProblem(weights, x0, interval, scheme, ts, args, dense, events)
+    times = SampleTimes(interval, ts)
+    problem = SampleProblem(weights, x0, times.interval, scheme, times.ts, args, dense, events)
+    problem.x0 = times.start(problem)
     method: Any = gradients[scheme.gradient]
     solution: SampleSolution = solve_samples(problem) or method.solve_samples(problem)
     if dense and scheme.gradient != "autograd" and solution.values.requires_grad:
@@ -61,6 +64,7 @@ def run_per_sample(
             f"dense=True with gradient={scheme.gradient!r} would lose the gradient of sol(t); "
             "use gradient='autograd', give the times as ts, or solve under torch.no_grad()"
         )
+    solution.values = times.finish(problem, solution)
     unpack = solution.unpack = None if packing is None else packing.unpack
     for number, event in enumerate(events):
         hits = [(hit, place) for hit, place in solution.hits_found if hit.event == number]

@@ -163,3 +163,33 @@ def test_a_block_trains_and_keeps_no_graph_of_the_forward_pass():
     assert block.stats.nfe_backward > 0 and len(block.stats.samples) == 6
     with pytest.raises(odenet.errors.InputError, match="dense=True"):
         block.solution(x, dense=True)
+
+
+@pytest.mark.parametrize("gradient", METHODS)
+def test_times_of_each_sample_have_the_gradients_that_they_have_alone(gradient):
+    """t0, t1 and every output time: against each sample in a solve of its own, and against the closed form."""
+    k = torch.tensor([[1.0], [-3.0], [2.0]], dtype=torch.float64)
+    x0 = torch.tensor([[1.0, 2.0], [2.0, 0.5], [4.0, 1.0]], dtype=torch.float64)
+    times = lambda *values: torch.tensor(values, dtype=torch.float64, requires_grad=True)  # noqa: E731
+    t0, t1 = times(0.0, 0.5, 0.2), times(1.0, -0.5, 0.9)
+    ts = torch.stack([t0 + 0.3 * (t1 - t0), t1]).detach().requires_grad_()
+    F = lambda t, x, k: -k * x + torch.sin(t).reshape(-1, 1)  # noqa: E731
+    how = {"rtol": 1e-9, "atol": 1e-9, "gradient": gradient}
+    own = {"args": (k,), "per_sample": True, "per_sample_args": (0,), **how}
+    ends = odenet.solve(F, x0, (t0, t1), **own).last
+    found = torch.autograd.grad((ends * torch.tensor([1.0, 2.0]).double()).sum(), [t0, t1])
+    ys = odenet.solve(F, x0, (t0.detach(), t1.detach()), ts=ts, **own).ys
+    (by_ts,) = torch.autograd.grad((ys * torch.tensor([1.0, 2.0]).double()).sum(), ts)
+    for i in range(3):
+        a, b, c = (t.detach()[..., i].clone().requires_grad_() for t in (t0, t1, ts))
+        alone = lambda t, x, i=i: -k[i] * x + torch.sin(t)  # noqa: E731
+        last = odenet.solve(alone, x0[i : i + 1], (a, b), **how).last
+        wanted = torch.autograd.grad((last * torch.tensor([1.0, 2.0]).double()).sum(), [a, b])
+        torch.testing.assert_close(torch.stack([g[i] for g in found]), torch.stack(wanted), rtol=1e-7, atol=1e-7)
+        outputs = odenet.solve(alone, x0[i : i + 1], (a.item(), b.item()), ts=c, **how).ys
+        (wanted,) = torch.autograd.grad((outputs * torch.tensor([1.0, 2.0]).double()).sum(), c)
+        torch.testing.assert_close(by_ts[:, i], wanted, rtol=1e-7, atol=1e-7)
+    shared = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)  # one time for all: the sum
+    plain = odenet.solve(lambda t, x: -x, x0, (0.0, shared), per_sample=True, **how).last
+    (got,) = torch.autograd.grad(plain.sum(), shared)
+    torch.testing.assert_close(got, -(x0 * torch.exp(-shared.detach())).sum(), rtol=1e-7, atol=0)

@@ -368,6 +368,29 @@ def test_what_cannot_be_is_said_in_a_sentence(change, message):
         odenet.solve(van_der_pol, start(5), **how)
 
 
+HELD = torch.arange(16, dtype=torch.float64).reshape(4, 4)
+WRONG = {
+    "time": lambda t, x, c: x + t,
+    "argument": lambda t, x, c: c[:, 0] * x,
+    "held": lambda t, x, c: x * HELD,
+    "coupled": lambda t, x, c: x - x.mean(0),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_numbers_of_samples_taken_for_those_of_features_are_noticed_where_there_are_as_many(wrong):
+    x0, c = torch.randn(4, 4, dtype=torch.float64), torch.randn(4, 1, dtype=torch.float64)
+    how = {"per_sample": True, "per_sample_args": (0,), "args": (c,)}
+    with pytest.raises(odenet.errors.InputError, match=r"one by one.*shape \(4,\)"):
+        odenet.solve(WRONG[wrong], x0, **how)
+    with pytest.raises(odenet.errors.InputError, match=r"one by one.*shape \(4,\)"):
+        odenet.solve(lambda t, x, c: x + t[:, None], torch.randn(4, 2, 4, 3, dtype=torch.float64), **how)
+    F = Rows(lambda t, x, c: -x + t[:, None] * c)
+    first, second = odenet.solve(F, x0, **how), odenet.solve(F, x0, **how)
+    assert sum(F.rows) == int(first.stats.samples.nfe.sum() + second.stats.samples.nfe.sum()) + 3  # once for an F
+    assert torch.equal(first.stats.samples.nfe, second.stats.samples.nfe)
+
+
 def test_an_F_that_couples_samples_or_draws_is_refused():
     x = torch.randn(4, 3)
     with pytest.raises(odenet.errors.InputError, match="BatchNorm"):

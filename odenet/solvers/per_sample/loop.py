@@ -16,6 +16,7 @@ from odenet.solvers.per_sample.control import factors, first_steps, norm_each, o
 from odenet.solvers.per_sample.events import SampleHit, SampleWatcher
 from odenet.solvers.per_sample.failures import Fallible, Watch
 from odenet.solvers.per_sample.outputs import Dense, Interior, Step, Take
+from odenet.solvers.per_sample.probe import check_samples
 from odenet.solvers.per_sample.problem import SampleProblem
 from odenet.solvers.per_sample.solution import SampleSolution
 from odenet.solvers.per_sample.spans import Spans
@@ -69,6 +70,7 @@ class Walk(Fallible):
             return
         t = self._times(self.t)
         self.first = self.f(t, self.x)
+        check_samples(self.problem, self.samples, t, self.x, self.first)
         self.memory = self.stepper.start(self.f, t, self.x, self.first)  # pyright: ignore[reportArgumentType]
         bad = ~on_host(rms_each(self.first)).isfinite()
         if bool(bad.any()):
