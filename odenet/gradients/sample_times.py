@@ -32,7 +32,7 @@ class SampleTimes:
             raise InputError(f"the interval must be a pair (t0, t1), got {interval!r}") from None
         if isinstance(ts, Sequence) and any(map(moves, ts)):
             ts = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in ts])
-        self.outputs = self.t1 if ts is None else ts
+        self.outputs: Any = self.t1 if ts is None else ts
         self.interval, self.ts = (constant(self.t0), constant(self.t1)), constant(ts)
 
     def start(self, problem: SampleProblem) -> Tensor:
