@@ -96,7 +96,7 @@ def summary(rows: list[Row]) -> list[str]:
         numbers = "- | - | -"
         if errors:
             numbers = f"{geometric_mean(errors):.2g} | {median(errors):.2g} | {max(errors):.2g}"
-        if some:
+        if len(some) == len(DETEST):
             over = len(pick(some, failure=OVER))
             lines.append(
                 f"| `{method}` | {tolerance:.0e} | {library} | {sum(row['nfe'] for row in some):,} | {numbers} "
@@ -129,7 +129,7 @@ def compared(rows: list[Row], method: str, tolerance: float) -> Case | None:
     """The case, or None if no peer has the method or nothing was solved."""
     found = pick(rows, method=method, tolerance=tolerance)
     by = {name: {row["problem"]: row for row in pick(found, library=name)} for name in libraries()}
-    by = {name: rows for name, rows in by.items() if rows}
+    by = {name: rows for name, rows in by.items() if len(rows) == len(DETEST)}
     solved = [p.name for p in DETEST if all(p.name in b and b[p.name]["error"] is not None for b in by.values())]
     if len(by) < 2 or "odenet" not in by or not solved:
         return None
@@ -194,7 +194,8 @@ outputs with rtol = atol = tolerance. The error is the largest over outputs and 
 tolerance · (1 + |y|), against SciPy's DOP853 at 1e-13. NFE counts the calls of F, those on the way to a Jacobian
 included. A solve that wants more than {budget:,} calls counts as over budget, with that number of calls; it is not run
 where the tolerance before took so many that it would surely be (tolerance^(-1/q), halved). Methods of order 2 are over
-budget at 1e-9 on most problems. Peers: {peers}, all of their adaptive methods that
+budget at 1e-9 on most problems. A method at a tolerance is listed when all 25 were measured; a run goes on where the
+last one was stopped. Peers: {peers}, all of their adaptive methods that
 odenet has too. Written by `python -m benchmarks.detest`; every single number is in [detest.json](detest.json); what it
 says is in [solvers.md](solvers.md).
 

@@ -24,7 +24,7 @@ from tests.oracles.detest import DETEST, END, reference
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures"
 PROBLEMS = ("B1", "E2", "D3", "C5")
 TOLERANCES = [10.0**-k for k in range(2, 13)]
-MOST, MOST_IMPLICIT = 8_000, 30_000  # evaluations; a method's line ends there
+MOST, MOST_IMPLICIT = 8_000, 10_000  # evaluations; a method's line ends there
 LOOSE = 1e-3  # a solve may break down at such a tolerance and not at a tighter one
 # One colour for each order, and one pattern for each method of it.
 EXPLICIT = {
