@@ -90,7 +90,7 @@ class OdeMonitor:
 
         Returns:
             The measurements by name, none if none are due. "block0/defect", "block0/nfe", "block0/F" and
-            "block0/steps" or "block0/rtol" for each block; "score" and "score_finer". NaN where a solve failed.
+            "block0/steps" or "block0/rtol" for each block; "score" and "score_finer". NaN where one cannot be had.
         """
         if epoch % self.every and epoch != epochs:
             return {}
@@ -147,25 +147,28 @@ def divided(scheme: Scheme, k: int) -> Scheme:
 
 
 def measure(block: Block, x: Tensor) -> Values:
-    """What is measured of a block that starts from x, in evaluation mode; NaN where a solve failed."""
+    """What is measured of a block that starts from x, in evaluation mode.
+
+    NaN where a solve failed, and where steps cannot be halved (adaptive methods of other backends).
+    """
     scheme = block.scheme
-    values: Values = {}
+    values = dict.fromkeys(("defect", "nfe", "F"), math.nan)
     if scheme.steps is not None:
         values["steps"] = float(scheme.steps)
     elif scheme.adaptive:
-        values["rtol"] = float(torch.as_tensor(scheme.tolerances[0]).max())
-    nan = dict.fromkeys(("defect", "nfe", "F"), math.nan)
+        rtol = scheme.tolerances[0]
+        values["rtol"] = float(rtol.max() if isinstance(rtol, Tensor) else rtol)
     try:
         end = block(x)
-        nfe = float(block.stats.nfe)
+        values["nfe"] = float(block.stats.nfe)
         if scheme.per_sample:  # steps that all samples share are those that can be halved
             block = _walked(block, scheme.but(per_sample=False, per_sample_args=None))
             end = block(x)
-        defect = relative(end, refined(block, x, 2)(x))
-        size = float(norms(follow(block, x).slopes, 1).mean())
+        values["defect"] = relative(end, refined(block, x, 2)(x))
+        values["F"] = float(norms(follow(block, x).slopes, 1).mean())
     except OdenetError:
-        return nan | values
-    return {"defect": defect, "nfe": nfe, "F": size} | values
+        pass
+    return values
 
 
 def lowered(block: Block) -> Scheme:
