@@ -73,7 +73,7 @@ def solver_swap(list_of_results: Sequence[Results]) -> Claim:
         name: _mean(n["test_accuracy"] - _finest(n) for n in runs) for name, runs in _runs(list_of_results).items()
     }
     names = list(drops)
-    critical = next((n for i, n in enumerate(names) if all(drops[m] <= SURVIVES for m in names[i:])), None)
+    critical = next((n for i, n in enumerate(names) if all(drops[m] <= SURVIVES + 1e-9 for m in names[i:])), None)
     text = "; ".join(f"{name} loses {points(max(0.0, drop))}" for name, drop in drops.items())
     where = f"; the drop stays within 1 point from {critical} on" if critical else "; none stays within 1 point"
     return Claim(

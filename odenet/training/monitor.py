@@ -152,7 +152,7 @@ def measure(block: Block, x: Tensor) -> Values:
     NaN where a solve failed, and where steps cannot be halved (adaptive methods of other backends).
     """
     scheme = block.scheme
-    values = dict.fromkeys(("defect", "nfe", "F"), math.nan)
+    values: Values = {"defect": math.nan, "nfe": math.nan, "F": math.nan}
     if scheme.steps is not None:
         values["steps"] = float(scheme.steps)
     elif scheme.adaptive:
