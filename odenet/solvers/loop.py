@@ -180,7 +180,7 @@ def _fixed(problem: Problem, stepper: Stepper, outputs: Outputs, seen: bool) -> 
             piece, first = span.piece, None
             f = problem.field.piece(piece)
             memory = stepper.start(f, span.t, x) if begins else memory
-        if advance is not None and sign * span.t_next < due:
+        if advance is not None and first is None and sign * span.t_next < due:
             x = advance(f, span, x)
             stats.accepted += 1
             stats.h.append(abs(span.h))
