@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from odenet.solvers.stepper import Span
 
 FIRST_RECORD, LARGEST_RECORD, MOST_CONSTANTS = 64, 2**28, 256
 BOTH = (0, 1)
+_numbers_of_graphs = itertools.count()
 
 
 @dataclass
@@ -248,13 +250,16 @@ class Graphs:
 def compiled(function: Callable[..., Any], notice: Callable[[], None], small: bool = False) -> Callable[..., Any]:
     """A function as a graph of its own: dynamo counts recompilations by code object, and these are of many F.
 
+    It has a name of its own as well. By that dynamo remembers the numbers that it has seen, and where another method's
+    coefficients come next it would make arguments of them, which lose half of float64's digits on their way.
+
     Args:
         function: to be captured whole.
         notice: called with every graph that is made.
         small: whether one thread walks faster than several.
     """
     assert isinstance(function, FunctionType)
-    code = function.__code__.replace()
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers_of_graphs)}")
     own = FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
     graph = torch.compile(own, fullgraph=True, backend=backend(notice, small))
 

@@ -223,6 +223,18 @@ def test_code_made_of_the_graphs_is_the_eager_solve_for_every_batch(dtype, caplo
     assert caplog.text.count("odenet compiled its gradient") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("each", [False, True], ids=["joint", "per_sample"])
+def test_one_method_after_another_keeps_all_digits(each):
+    F = Driven() if each else (lambda t, x: torch.tanh(3 * x.flip(1)) - x)
+    x0 = torch.tensor([[2.0, 0.0]], dtype=torch.float64).repeat(6, 1)
+    how = {**HOW, "args": (MU,)} if each else {"rtol": 1e-9, "atol": 1e-9}
+    for solver in ("tsit5", "bosh3", "dopri5"):
+        with torch.no_grad():
+            got, expected = (odenet.solve(F, x0, (0.0, 0.2), solver=solver, compile=c, **how) for c in (True, False))
+        torch.testing.assert_close(got.last, expected.last, rtol=0, atol=1e-13)
+
+
 def test_compiled_rows_do_not_depend_on_their_batch(traced):
     """To rounding; an eager solve's rows are the same to the last bit."""
     F = Driven()
