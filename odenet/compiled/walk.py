@@ -115,7 +115,7 @@ class Graphs:
             xs = x.new_empty(capacity if keep else 2, *x.shape)
             self._take_any((0, x, k, times, ts, hs), (BOTH, xs, outputs))
             at, x, k = self._forward(
-                F, numbers, going, x, k, problem.args, (ts, hs, xs, times, outputs), self._flag(not starts, device)
+                F, numbers, going, x, k, problem.args, (ts, hs, xs, times, outputs), self._constant(not starts, device)
             )
             n, t, _, _, _, tries, forced, _ = at.tolist()
             count, starts = int(n), starts + 1
@@ -148,11 +148,11 @@ class Graphs:
         if scheme.max_nfe is not None and count * self.used > scheme.max_nfe:
             return None
         grid, sizes, index = self._grid_of(spans, device)
-        every = self._flag(keep or bool(inside), device)
+        every = self._constant(keep or bool(inside), device)
         xs = x.new_empty(max(2, count) if keep or inside else 2, *x.shape)
         self._take_any((0, x, grid, sizes), (BOTH, xs))
         end = self._forward(
-            problem.weights.piece(0), grid, sizes, self._count(count, device), x, problem.args, every, xs
+            problem.weights.piece(0), grid, sizes, self._constant(count, device), x, problem.args, every, xs
         )
         if device.type == "cpu" and not bool(torch.isfinite(end.sum())):
             return None
@@ -199,7 +199,7 @@ class Graphs:
             a = a.contiguous()
             self._take_any((0, a, chunk.grid, chunk.sizes, inside), (BOTH, chunk.states, seeds))
             a, *rest = self._backs[key](
-                F, chunk.grid, chunk.sizes, chunk.states, self._count(chunk.count, a.device), a, gradients, values,
+                F, chunk.grid, chunk.sizes, chunk.states, self._constant(chunk.count, a.device), a, gradients, values,
                 _detached(args), places, inside, seeds,
             )  # fmt: skip
             gradients, steps = tuple(rest), steps + chunk.count
@@ -209,25 +209,16 @@ class Graphs:
         stats.steps_backward += steps
         return a, *gradients
 
-    def _constant(self, values: tuple[float, ...], device: torch.device) -> Tensor:
-        """Numbers as a tensor, which is made once."""
-        found = self._constants.get((values, device))
+    def _constant(self, values: Any, device: torch.device) -> Tensor:
+        """Numbers in float64, a count or a truth value as a tensor, which is made once."""
+        key = type(values), values, device
+        found = self._constants.get(key)
         if found is None:
             if len(self._constants) >= MOST_CONSTANTS:
                 self._constants.clear()
-            found = self._constants[values, device] = _numbers(values, device)
-        return found
-
-    def _count(self, value: int, device: torch.device) -> Tensor:
-        found = self._constants.get((value, device))
-        if found is None:
-            found = self._constants[value, device] = torch.tensor(value, device=device)
-        return found
-
-    def _flag(self, value: bool, device: torch.device) -> Tensor:
-        found = self._constants.get(("flag", value, device))
-        if found is None:
-            found = self._constants["flag", value, device] = torch.tensor(value, device=device)
+            dtype = torch.float64 if isinstance(values, tuple) else None
+            with torch.inference_mode(False):  # for solves outside as well
+                found = self._constants[key] = torch.tensor(values, dtype=dtype, device=device)
         return found
 
     def _take_any(self, *groups: tuple[Any, ...]) -> None:
