@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument(
         "--cpu", action="store_true", help="time of the processor instead of the clock's: on a busy machine"
     )
-    parser.add_argument("--quick", action="store_true", help="without the convolutions")
+    parser.add_argument("--quick", action="store_true", help="without the convolutions and the first calls")
     parser.add_argument("--rows", nargs="+", help="only rows whose names hold one of these, _ for a space")
     parser.add_argument("--docs", action="store_true", help="write docs/speed.md and docs/figures/speed.png")
     options = parser.parse_args()
@@ -95,7 +95,7 @@ def main() -> None:
         f"{options.threads} threads, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}"
     )
     clock = time.process_time if options.cpu else time.perf_counter
-    first = () if options.rows else ("MLP, batch 32, forward", "MLP, batch 32, gradient")
+    first = () if options.rows or options.quick else ("MLP, batch 32, forward", "MLP, batch 32, gradient")
     starts = {row: first_calls(row, options.threads) for row in first}
     table = measure(options.quick, options.rounds, options.seconds, clock, options.rows)
     kind = "of the processor" if options.cpu else "of the clock"
@@ -180,8 +180,9 @@ def markdown(table: Table, starts: dict[str, list[float]], threads: int, torch_v
             met = got <= goal.bound if goal.most else got >= goal.bound
             bound = f"{'≤' if goal.most else '≥'} {goal.bound:g}"
             lines.append(f"| {goal.row} | {goal.over} / {goal.under} | {got:.2f} | {bound} | {'met' if met else ''} |")
-    lines += ["", "| first compiled call | seconds | in the next process | ratio (goal ≤ 0.33) |",
-              "| --- | ---: | ---: | ---: |"]  # fmt: skip
+    if starts:
+        lines += ["", "| first compiled call | seconds | in the next process | ratio (goal ≤ 0.33) |",
+                  "| --- | ---: | ---: | ---: |"]  # fmt: skip
     for name, (first, second) in starts.items():
         lines.append(f"| {name} | {first:.1f} | {second:.1f} | {second / first:.2f} |")
     return "\n".join(lines) + "\n"
