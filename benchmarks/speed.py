@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 DOCS = Path(__file__).parents[1] / "docs"
+FIGURE = "![Time of a solve in units of its floor](figures/speed.png)"
 MARKS = "<!-- measured -->", "<!-- end of what was measured -->"
 COLUMNS = ("odenet, eager", "odenet, compiled", "torchdiffeq", "torchode", "diffrax", "floor", "floor, compiled")
 LEAST = 0.01
@@ -104,7 +105,7 @@ def main() -> None:
     if options.docs:
         page = DOCS / "speed.md"
         before, rest = page.read_text().split(MARKS[0])
-        page.write_text(before + MARKS[0] + "\n\n" + text + "\n" + MARKS[1] + rest.split(MARKS[1])[1])
+        page.write_text(before + MARKS[0] + f"\n\n{text}\n{FIGURE}\n" + MARKS[1] + rest.split(MARKS[1])[1])
         figure(table)
 
 
