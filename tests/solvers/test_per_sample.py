@@ -106,7 +106,7 @@ def test_batch_invariance_and_own_intervals_in_any_direction(data):
     numbers = lambda low, high: torch.tensor(  # noqa: E731
         data.draw(st.lists(st.floats(low, high), min_size=batch, max_size=batch)), dtype=torch.float64
     )
-    c, x0 = numbers(-8, 8)[:, None], numbers(0.05, 0.95)[:, None].repeat(1, 3)
+    c, x0 = numbers(-8, 8)[:, None], numbers(0.05, 0.95)[:, None].repeat(1, 7)  # never as many as samples
     t0, t1 = (numbers(-1, 1) * 100).round() / 100, (numbers(-1, 1) * 100).round() / 100
     controller = data.draw(st.sampled_from(["I", "PI", "PID"]))
     how = {"rtol": 1e-5, "atol": 1e-6, "per_sample": True, "per_sample_args": (0,), "controller": controller}
