@@ -35,9 +35,10 @@ def check_samples(problem: SampleProblem, samples: Tensor, t: Tensor, x: Tensor,
     rows = len(x)
     if rows < 2 or rows not in x.shape[1:] or problem.weights.pieces != 1:
         return
-    F, field = problem.weights.piece(0), problem.field
+    weights, field = problem.weights, problem.field
+    F = weights.piece(0, float(problem.t0[0]), float(problem.t1[0]))  # one interval for all, if they vary over it
     try:
-        passed = _passed.setdefault(F, set())
+        passed = _passed.setdefault(weights if weights.varies else F, set())
     except TypeError:
         passed = set()
     if x.shape in passed:
