@@ -134,12 +134,12 @@ def test_each_sample_counts_the_evaluations_that_it_takes_alone(takes_times):
     F = (lambda t, x: torch.sin(x @ A)) if takes_times else (lambda t, x: torch.sin(x @ A) * (1 + t))
     model = nn.Sequential(odenet.ODEBlock(F), odenet.ODEBlock(lambda t, x: -x))
     x = scale[:, None] * torch.randn(5, 3).double()
-    alone = nn.Sequential(*(block.continuous(rtol=1e-4, atol=1e-4) for block in model))
+    alone = nn.Sequential(*(block.continuous(rtol=1e-6, atol=1e-6) for block in model))
     expected = []
     for row in x:
         alone(row[None])
         expected.append(sum(block.stats.nfe for block in alone))
-    found = nfe_difficulty(model, x, tolerance=1e-4)
+    found = nfe_difficulty(model, x, tolerance=1e-6)
     assert found.nfe == expected and len(set(expected)) > 1
 
 
