@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -106,9 +107,7 @@ def measure(calls: dict[str, Call], repeats: int) -> dict[str, float]:
 
 def slope(sizes: Sequence[int], times: Sequence[float]) -> float:
     """Slope of log time over log size, by least squares."""
-    x, y = [math.log(n) for n in sizes], [math.log(t) for t in times]
-    mx, my = sum(x) / len(x), sum(y) / len(y)
-    return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
+    return statistics.linear_regression([math.log(n) for n in sizes], [math.log(t) for t in times]).slope
 
 
 def sweeps(quick: bool) -> dict[str, tuple[tuple[int, ...], Callable[[int], dict[str, Call]]]]:

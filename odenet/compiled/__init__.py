@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from odenet.compiled.report import CompileWarning, captured, tell, warn
 from odenet.solvers.problem import Problem
@@ -16,6 +17,7 @@ from odenet.solvers.scheme import Scheme
 from odenet.solvers.solution import Solution
 
 if TYPE_CHECKING:
+    from odenet.compiled.scope import Leaves
     from odenet.compiled.walk import Graphs
     from odenet.solvers.per_sample import SampleProblem
     from odenet.solvers.stats import Stats
@@ -65,22 +67,42 @@ def solve(problem: Problem) -> Solution | None:
         return None
     if entry.refusal is not None:
         return refused(problem, entry, entry.refusal)
-    from odenet.compiled.scope import compiler_missing, reason
+    from odenet.compiled.scope import reason
 
-    refusal = reason(problem)
+    graphs = graphs_of(problem, entry, reason(problem), _graphs)
+    if graphs is None:
+        return None
+    try:
+        return _solved(problem, entry, graphs)
+    except Exception as error:  # errors of F itself come again, eagerly
+        return refused(problem, entry, captured(error))
+
+
+def _graphs(problem: Problem) -> Graphs:
+    from odenet.compiled.walk import Graphs
+
+    return Graphs(problem, problem.x0.numel() <= ONE_THREAD)
+
+
+def graphs_of(problem: Any, entry: Entry, refusal: str | None, make: Callable[[Any], Any]) -> Any:
+    """The graphs of a kind of solve, which `make` makes of its first problem; None if it is to be walked eagerly.
+
+    Args:
+        problem: what is to be solved.
+        entry: what is known of such solves.
+        refusal: why this one is not compiled, or None.
+        make: the graphs of a problem.
+    """
+    from odenet.compiled.scope import compiler_missing
+
     if refusal is not None:
         return refused(problem, entry, refusal, lasting=False)
     if entry.graphs is None:
         refusal = compiler_missing()
         if refusal is not None:
             return refused(problem, entry, refusal)
-        from odenet.compiled.walk import Graphs
-
-        entry.graphs = Graphs(problem, problem.x0.numel() <= ONE_THREAD)
-    try:
-        return _solved(problem, entry, entry.graphs)
-    except Exception as error:  # errors of F itself come again, eagerly
-        return refused(problem, entry, captured(error))
+        entry.graphs = make(problem)
+    return entry.graphs
 
 
 def entry_of(problem: Problem | SampleProblem) -> Entry | None:
@@ -102,6 +124,25 @@ def _kind(problem: Problem | SampleProblem, F: Any) -> tuple[Any, ...]:
 
 
 def _solved(problem: Problem, entry: Entry, graphs: Graphs) -> Solution | None:
+    walked, leaves = walked_by(problem, entry, graphs)
+    if walked is None:
+        return None
+    if leaves is None:
+        return Solution(walked.states, problem.ts, problem.stats)
+    from odenet.compiled.gradient import differentiable
+
+    return Solution(differentiable(problem, graphs, walked, leaves), problem.ts, problem.stats)
+
+
+def walked_by(problem: Any, entry: Entry, graphs: Any, t: Tensor | None = None) -> tuple[Any, Leaves | None]:
+    """What the graphs did, None if they are not to be used or the solve broke down; and what a gradient is wanted for.
+
+    Args:
+        problem: what is to be solved.
+        entry: what is known of such solves.
+        graphs: of this kind of solve.
+        t: the time as F is shown it, if not t0.
+    """
     from odenet.compiled.scope import Leaves, of_F
 
     begin, before, leaves = time.perf_counter(), graphs.compilations, Leaves((), (), [])
@@ -109,20 +150,14 @@ def _solved(problem: Problem, entry: Entry, graphs: Graphs) -> Solution | None:
     if wanted:
         leaves = Leaves.of(problem.weights.piece(0), problem.args)
         wanted = problem.x0.requires_grad or bool(leaves.tensors)
-    if before == 0 and (refusal := of_F(problem, leaves.tensors)) is not None:
-        return refused(problem, entry, refusal)
+    if before == 0 and (refusal := of_F(problem, leaves.tensors, t)) is not None:
+        return refused(problem, entry, refusal), None
     walked = graphs.walk(problem, keep=wanted)
     if graphs.compilations != before:
-        if before > 0 and (refusal := of_F(problem, leaves.tensors)) is not None:
-            return refused(problem, entry, refusal)
+        if before > 0 and (refusal := of_F(problem, leaves.tensors, t)) is not None:
+            return refused(problem, entry, refusal), None
         tell("a solve", problem, time.perf_counter() - begin)
-    if walked is None:
-        return None
-    if not wanted:
-        return Solution(walked.states, problem.ts, problem.stats)
-    from odenet.compiled.gradient import differentiable
-
-    return Solution(differentiable(problem, graphs, walked, leaves), problem.ts, problem.stats)
+    return walked, leaves if wanted else None
 
 
 def decline(scheme: Scheme, refusal: str) -> None:

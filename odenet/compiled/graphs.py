@@ -40,12 +40,18 @@ def combination(x: Tensor | None, h: Tensor, weights: Sequence[float], stages: S
     return h * total if x is None else x + h * total
 
 
+def beside(h: Tensor, x: Tensor) -> Tensor:
+    """h, a number or one for each row, in a shape and precision that broadcasts against the state."""
+    h = h.to(x.dtype)
+    return h.reshape(*h.shape, *[1] * (x.dim() - 1)) if h.dim() else h
+
+
 def stages_of(
     F: Field, tableau: Tableau, count: int, span: tuple[Tensor, Tensor, Tensor], x: Tensor, first: Tensor | None
 ) -> tuple[list[Tensor], Tensor]:
     """k_1 ... k_count of the step from x over (t, t_next, h), and the state at which the last was evaluated."""
     t, t_next, h = span
-    size = h.to(x.dtype)
+    size = beside(h, x)
     k = [F(t, x) if first is None else first]
     at = x
     for c, row in list(zip(tableau.c, tableau.a, strict=True))[1:count]:
@@ -71,6 +77,43 @@ def outputs_of(
     for w, stage in zip(weights, k, strict=False):
         total = total + (h * w).to(x.dtype).reshape(shape) * stage
     return total
+
+
+def error_ratio(
+    tableau: Tableau, size: Tensor, stages: Sequence[Tensor], weight: Tensor, norm: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The error estimate in units of the tolerance, as `ExplicitRungeKutta.error_ratio` has it."""
+    assert tableau.b_error is not None
+    error = norm(combination(None, size, tableau.b_error, stages) / weight)
+    if tableau.b_coarse is None:
+        return error
+    coarse = norm(combination(None, size, tableau.b_coarse, stages) / weight)
+    return torch.where(error == 0, error, error * (error / torch.hypot(error, coarse / 10)))
+
+
+def differentiated(F: Any, names: Sequence[str], places: Sequence[int], args: Sequence[Any]) -> Callable[..., Tensor]:
+    """F as a function of what it is differentiated for.
+
+    Args:
+        F: the function.
+        names: of its parameters among that.
+        places: of its arguments among that.
+        args: all its arguments.
+
+    Returns:
+        A function of (the parameters, then the arguments), t and x.
+    """
+
+    def field(leaves: Sequence[Tensor], t: Tensor, x: Tensor) -> Tensor:
+        handed = list(args)
+        for place, leaf in zip(places, leaves[len(names) :], strict=True):
+            handed[place] = leaf
+        if not names:
+            return F(t.to(x.dtype), x, *handed)
+        parameters = dict(zip(names, leaves[: len(names)], strict=True))
+        return torch.func.functional_call(F, parameters, (t.to(x.dtype), x, *handed))
+
+    return field
 
 
 def rms(x: Tensor) -> Tensor:
@@ -156,12 +199,8 @@ def adaptive(tableau: Tableau, controller: Controller, order: int, estimate: boo
             span = (t, t_next, signed)
             stages, at = stages_of(f, tableau, s, span, x, k)
             x_next = at if fsal else combination(x, signed.to(x.dtype), tableau.b, stages)
-            assert tableau.b_error is not None
             weight = atol.to(x.dtype) + rtol.to(x.dtype) * torch.maximum(x.abs(), x_next.abs())
-            error = rms(combination(None, signed.to(x.dtype), tableau.b_error, stages) / weight)
-            if tableau.b_coarse is not None:  # as in `ExplicitRungeKutta.error_ratio`
-                coarse = rms(combination(None, signed.to(x.dtype), tableau.b_coarse, stages) / weight)
-                error = torch.where(error == 0, error, error * (error / torch.hypot(error, coarse / 10)))
+            error = error_ratio(tableau, signed.to(x.dtype), stages, weight, rms)
             finite = torch.isfinite(error)
             ok = finite & ((error <= 1) | (h <= h_min))
             slot = n.to(torch.int64).reshape(1)
@@ -256,15 +295,7 @@ def backward(tableau: Tableau, names: Sequence[str], dense: bool) -> Callable[..
     ) -> tuple[Tensor, ...]:  # fmt: skip
         outputs = times.shape[0] > 0
         inside = outputs and dense
-
-        def field(leaves: Sequence[Tensor], t: Tensor, x: Tensor) -> Tensor:
-            handed = list(args)
-            for place, leaf in zip(places, leaves[len(names) :], strict=True):
-                handed[place] = leaf
-            if not names:
-                return F(t.to(x.dtype), x, *handed)
-            parameters = dict(zip(names, leaves[: len(names)], strict=True))
-            return torch.func.functional_call(F, parameters, (t.to(x.dtype), x, *handed))
+        field = differentiated(F, names, places, args)
 
         def goes_on(n: Tensor, a: Tensor, *gradients: Tensor) -> Tensor:
             return n > 0

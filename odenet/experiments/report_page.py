@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from odenet.experiments.claims import judge, sentences
+from odenet.experiments.claims import Claim, judge, sentences
 from odenet.experiments.report_findings import findings
 from odenet.experiments.report_table import TABLE_COLUMNS, Results, known, sections
 
@@ -110,7 +110,7 @@ def markdown(page: Page, folder: Path) -> str:
     for picture in page.pictures:
         link = picture.files["png"].relative_to(folder).as_posix()
         text += [f"## {picture.title}", "", f"![{picture.title}]({link})", "", picture.caption, ""]
-    text += claim_section(page.results)
+    text += claim_section(judge([page.results]), 1)
     text += ["## How this was measured", "", *(f"- **{what}.** {how}" for what, how in MEASURED), ""]
     text += ["## Config", "", _fenced(page.config_yaml, "yaml"), "", "## Environment", ""]
     text += ["| what | value |", "| --- | --- |"]
@@ -118,12 +118,11 @@ def markdown(page: Page, folder: Path) -> str:
     return "\n".join(text) + "\n"
 
 
-def claim_section(*list_of_results: Results) -> list[str]:
-    """The lines on a paper's claim, judged by one run or by several with different seeds; none if there is no claim."""
-    claim = judge(list_of_results)
+def claim_section(claim: Claim | None, runs: int) -> list[str]:
+    """The lines on a paper’s claim that was judged by so many runs; none if there is no claim."""
     if claim is None:
         return []
-    said = sentences(claim, len(list_of_results))
+    said = sentences(claim, runs)
     return ["## The paper’s claim", "", *(line for s in said for line in (as_markdown(s), ""))]
 
 

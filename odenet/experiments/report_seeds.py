@@ -10,7 +10,7 @@ from typing import Any
 from odenet import plotting
 from odenet.artifacts import make_folder, write_json, write_text
 from odenet.errors import InputError
-from odenet.experiments.claims import judge
+from odenet.experiments.claims import Claim, judge
 from odenet.experiments.report_table import MISSING, Results, csv_text, known
 
 METRICS = ("test_accuracy", "train_loss", "nfe_forward", "nfe_backward", "seconds_per_epoch", "parameters")
@@ -86,13 +86,13 @@ def write_seed_summary(folder: str | Path, list_of_results: Sequence[Results]) -
         RunError: a file cannot be written.
     """
     summary = seed_summary(list_of_results)
+    claim = judge(list_of_results)
     folder = make_folder(folder)
     written = {
         "summary.json": write_json(folder / "summary.json", summary),
         "summary.csv": write_text(folder / "summary.csv", _csv(summary)),
-        "summary.md": write_text(folder / "summary.md", _markdown(summary, list_of_results)),
+        "summary.md": write_text(folder / "summary.md", _markdown(summary, claim)),
     }
-    claim = judge(list_of_results)
     if claim is not None and claim.panels:
         files = plotting.save(plotting.curves(claim.panels), folder / "claim")
         written |= {path.name: path for path in files.values()}
@@ -108,7 +108,7 @@ def _csv(summary: dict[str, Any]) -> str:
     return csv_text(fields, rows)
 
 
-def _markdown(summary: dict[str, Any], list_of_results: Sequence[Results]) -> str:
+def _markdown(summary: dict[str, Any], claim: Claim | None) -> str:
     from odenet.experiments.report_page import as_markdown, claim_section
 
     seeds = ", ".join(map(str, summary["seeds"]))
@@ -129,8 +129,7 @@ def _markdown(summary: dict[str, Any], list_of_results: Sequence[Results]) -> st
         for network in group:
             cells = [_shown(network[metric], factor, digits) for metric, _, factor, digits in SHOWN]
             text.append(f"| {as_markdown(network['label'])} | {' | '.join(cells)} |")
-    text += ["", *claim_section(*list_of_results)]
-    claim = judge(list_of_results)
+    text += ["", *claim_section(claim, runs)]
     if claim is not None and claim.panels:
         text += ["![What the paper’s claim is about](claim.png)"]
     return "\n".join(text) + "\n"

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet.errors import GradientError, InputError
-from odenet.gradients.times import constant, moves
+from odenet.gradients.times import check_knots, constant, moves
 from odenet.solvers.per_sample import SampleProblem, SampleSolution
+from odenet.solvers.times import ends_of
 
 
 class SampleTimes:
@@ -26,10 +26,7 @@ class SampleTimes:
     """
 
     def __init__(self, interval: Sequence[Any], ts: Any):
-        try:
-            self.t0, self.t1 = interval
-        except (TypeError, ValueError):
-            raise InputError(f"the interval must be a pair (t0, t1), got {interval!r}") from None
+        self.t0, self.t1 = ends_of(interval)
         if isinstance(ts, Sequence) and any(map(moves, ts)):
             ts = torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in ts])
         self.outputs: Any = self.t1 if ts is None else ts
@@ -37,13 +34,7 @@ class SampleTimes:
 
     def start(self, problem: SampleProblem) -> Tensor:
         """x0 as a function of t0."""
-        if not (moves(self.t0) or moves(self.t1)):
-            return problem.x0
-        if problem.weights.pieces > 1:
-            raise GradientError(
-                "a gradient for t0 or t1 would have to move the knots of the weights over depth with them; detach "
-                "t0 and t1, or use weights='tied'"
-            )
+        check_knots(problem, self.t0, self.t1)
         if not moves(self.t0):
             return problem.x0
         samples = torch.arange(len(problem.x0))

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from odenet.errors import GradientError, InputError
+from odenet.errors import GradientError
 from odenet.solvers.events import Hit
 from odenet.solvers.problem import Problem
+from odenet.solvers.times import ends_of
 
 
 def moves(t: Any) -> bool:
@@ -39,23 +40,14 @@ class Times:
     """
 
     def __init__(self, interval: Sequence[Any], ts: Any):
-        try:
-            self.t0, self.t1 = interval
-        except (TypeError, ValueError):
-            raise InputError(f"the interval must be a pair (t0, t1), got {interval!r}") from None
+        self.t0, self.t1 = ends_of(interval)
         self.outputs = [self.t1] if ts is None else ts
         self.interval = (constant(self.t0), constant(self.t1))
         self.ts = None if ts is None else constant(ts) if isinstance(ts, Tensor) else _constants(ts)
 
     def start(self, problem: Problem) -> Tensor:
         """x0 as a function of t0."""
-        if not (moves(self.t0) or moves(self.t1)):
-            return problem.x0
-        if problem.weights.pieces > 1:
-            raise GradientError(
-                "a gradient for t0 or t1 would have to move the knots of the weights over depth with them; detach "
-                "t0 and t1, or use weights='tied'"
-            )
+        check_knots(problem, self.t0, self.t1)
         return moved(problem, problem.x0, problem.t0, self.t0, -1) if moves(self.t0) else problem.x0
 
     def finish(self, problem: Problem, states: list[Tensor], times: Sequence[float]) -> list[Tensor]:
@@ -67,6 +59,15 @@ class Times:
             moved(problem, x, t, moving) if isinstance(moving, Tensor) and moves(moving) else x
             for x, t, moving in zip(states, times, asked, strict=True)
         ]
+
+
+def check_knots(problem: Any, t0: Any, t1: Any) -> None:
+    """Raise `GradientError` if the weights have knots that would have to move with an end of the interval."""
+    if problem.weights.pieces > 1 and (moves(t0) or moves(t1)):
+        raise GradientError(
+            "a gradient for t0 or t1 would have to move the knots of the weights over depth with them; detach "
+            "t0 and t1, or use weights='tied'"
+        )
 
 
 def constant(t: Any) -> Any:

@@ -18,11 +18,21 @@ def host_interval(interval: Sequence[Any]) -> tuple[float, float]:
     Raises:
         InputError: not a pair of finite numbers.
     """
+    t0, t1 = ends_of(interval)
+    return host_time("t0", t0), host_time("t1", t1)
+
+
+def ends_of(interval: Sequence[Any]) -> tuple[Any, Any]:
+    """(t0, t1) as they were given.
+
+    Raises:
+        InputError: not a pair.
+    """
     try:
         t0, t1 = interval
     except (TypeError, ValueError):
         raise InputError(f"the interval must be a pair (t0, t1), got {interval!r}") from None
-    return host_time("t0", t0), host_time("t1", t1)
+    return t0, t1
 
 
 def host_time(name: str, t: Any) -> float:

@@ -23,23 +23,6 @@ EXPLICIT = [name for name, stepper in solvers.items() if type(stepper) is Explic
 INTERVAL = (0.0, 1.7)
 
 
-@pytest.fixture
-def traced(monkeypatch):
-    """Graphs that are captured, and run without code being made of them."""
-    graphs = []
-
-    def backend(notice, small=False):
-        def keep(graph, inputs):
-            notice()
-            graphs.append(graph)
-            return graph
-
-        return keep
-
-    monkeypatch.setattr(walk, "backend", backend)
-    return graphs
-
-
 class Swirl(nn.Module):
     """x' = tanh(x A + t) - x / 2, with a sharp turn so that steps are rejected."""
 

@@ -23,23 +23,6 @@ HOW = {"rtol": 1e-6, "atol": 1e-6, "per_sample": True, "per_sample_args": (0,), 
 EXPLICIT = [name for name, stepper in solvers.items() if type(stepper) is ExplicitRungeKutta and stepper.adaptive]
 
 
-@pytest.fixture
-def traced(monkeypatch):
-    """Graphs that are captured, and run without code being made of them."""
-    graphs = []
-
-    def backend(notice, small=False):
-        def keep(graph, inputs):
-            notice()
-            graphs.append(graph)
-            return graph
-
-        return keep
-
-    monkeypatch.setattr(walk, "backend", backend)
-    return graphs
-
-
 class Driven(nn.Module):
     """Van der Pol's equation, driven, with a parameter."""
 

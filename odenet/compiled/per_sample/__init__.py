@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from odenet import compiled
-from odenet.compiled.report import captured, tell
-from odenet.compiled.scope import GRADIENTS, MOST_OUTPUTS, SEVERAL, Leaves, compiler_missing, of_F, of_state
+from odenet.compiled.report import captured
+from odenet.compiled.scope import GRADIENTS, MOST_OUTPUTS, SEVERAL, of_state
 from odenet.errors import SolveError
 from odenet.solvers.explicit import ExplicitRungeKutta
 from odenet.solvers.per_sample import SampleProblem, SampleSolution
 from odenet.solvers.per_sample.outputs import Outputs
 from odenet.solvers.stats import SampleStats
+
+if TYPE_CHECKING:
+    from odenet.compiled.per_sample.walk import SampleGraphs
 
 ENOUGH_EVALUATIONS = 60_000
 
@@ -38,18 +40,11 @@ def solve_samples(problem: SampleProblem) -> SampleSolution | None:
             return None
     if entry.refusal is not None:
         return compiled.refused(problem, entry, entry.refusal)
-    refusal = _reason(problem)
-    if refusal is not None:
-        return compiled.refused(problem, entry, refusal, lasting=False)
-    if entry.graphs is None:
-        refusal = compiler_missing()
-        if refusal is not None:
-            return compiled.refused(problem, entry, refusal)
-        from odenet.compiled.per_sample.walk import SampleGraphs
-
-        entry.graphs = SampleGraphs(problem)
+    graphs = compiled.graphs_of(problem, entry, _reason(problem), _graphs)
+    if graphs is None:
+        return None
     try:
-        solution = _solved(problem, entry, entry.graphs)
+        solution = _solved(problem, entry, graphs)
     except SolveError:
         raise
     except Exception as error:  # errors of F itself come again, eagerly
@@ -58,6 +53,12 @@ def solve_samples(problem: SampleProblem) -> SampleSolution | None:
         problem.field.settle()
         problem.stats.nfe, problem.stats.samples = 0, SampleStats.zeros(len(problem.x0))
     return solution
+
+
+def _graphs(problem: SampleProblem) -> SampleGraphs:
+    from odenet.compiled.per_sample.walk import SampleGraphs
+
+    return SampleGraphs(problem)
 
 
 def _reason(problem: SampleProblem) -> str | None:
@@ -85,21 +86,9 @@ def _reason(problem: SampleProblem) -> str | None:
     return of_state(problem.x0)
 
 
-def _solved(problem: SampleProblem, entry: Any, graphs: Any) -> SampleSolution | None:
-    begin, before, leaves, field = time.perf_counter(), graphs.compilations, Leaves((), (), []), problem.field
-    wanted = torch.is_grad_enabled()
-    if wanted:
-        leaves = Leaves.of(problem.weights.piece(0), problem.args)
-        wanted = problem.x0.requires_grad or bool(leaves.tensors)
-    t = problem.t0.to(field.device, field.time_dtype)
-    if before == 0 and (refusal := of_F(problem, leaves.tensors, t)) is not None:  # type: ignore[arg-type]
-        return compiled.refused(problem, entry, refusal)
-    with torch.no_grad():
-        walked = graphs.walk(problem, keep=wanted)
-    if graphs.compilations != before:
-        if before > 0 and (refusal := of_F(problem, leaves.tensors, t)) is not None:  # type: ignore[arg-type]
-            return compiled.refused(problem, entry, refusal)
-        tell("a solve", problem, time.perf_counter() - begin)
+def _solved(problem: SampleProblem, entry: compiled.Entry, graphs: SampleGraphs) -> SampleSolution | None:
+    field = problem.field
+    walked, leaves = compiled.walked_by(problem, entry, graphs, problem.t0.to(field.device, field.time_dtype))
     if walked is None:
         return None
     outputs = Outputs(problem)
@@ -115,7 +104,7 @@ def _solved(problem: SampleProblem, entry: Any, graphs: Any) -> SampleSolution |
     values = torch.cat(outputs.values) if outputs.values else problem.x0
     status, ended = ["success"] * len(problem.x0), outputs.ts[-1].clone()
     solution = SampleSolution(problem, outputs, values, ended, status, {}, None, [])
-    if wanted:
+    if leaves is not None:
         from odenet.compiled.per_sample.gradient import differentiable
 
         solution.values = differentiable(problem, graphs, walked, leaves, outputs, values)

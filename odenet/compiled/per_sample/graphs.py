@@ -16,30 +16,20 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
-from odenet.compiled.graphs import F64, Field, combination, dense_weights
+from odenet.compiled.graphs import (
+    F64,
+    Field,
+    beside,
+    combination,
+    dense_weights,
+    differentiated,
+    error_ratio,
+    stages_of,
+)
 from odenet.solvers.control import LEAST, LEAST_ERROR, NONFINITE_RETRIES, STRETCH, Controller
 from odenet.solvers.tableau import Tableau
 
 ROWS = ("t", "h", "error", "the error before", "nonfinite in a row", "accepted", "tries", "forced")
-
-
-def beside(h: Tensor, x: Tensor) -> Tensor:
-    """One number a row in a shape and precision that broadcasts against the state."""
-    return h.to(x.dtype).reshape(*h.shape, *[1] * (x.dim() - 1))
-
-
-def stages_of(
-    F: Field, tableau: Tableau, count: int, span: tuple[Tensor, Tensor, Tensor], x: Tensor, first: Tensor | None
-) -> tuple[list[Tensor], Tensor]:
-    """k_1 ... k_count of the steps from x over (t, t_next, h), and the states at which the last was evaluated."""
-    t, t_next, h = span
-    size = beside(h, x)
-    k = [F(t, x) if first is None else first]
-    at = x
-    for c, row in list(zip(tableau.c, tableau.a, strict=True))[1:count]:
-        at = combination(x, size, row, k)
-        k.append(F(t_next if c == 1 else t + c * h, at))
-    return k, at
 
 
 def outputs_of(
@@ -114,12 +104,8 @@ def rounds(tableau: Tableau, controller: Controller, order: int) -> Callable[...
             stages, last = stages_of(f, tableau, s, span, x, k)
             size = beside(signed, x)
             x_next = last if fsal else combination(x, size, tableau.b, stages)
-            assert tableau.b_error is not None
             weight = torch.maximum(x.abs(), x_next.abs()) * rtol.to(x.dtype) + atol.to(x.dtype)
-            error = rms_each(combination(None, size, tableau.b_error, stages) / weight)
-            if tableau.b_coarse is not None:  # as in `ExplicitRungeKutta.error_ratio`
-                coarse = rms_each(combination(None, size, tableau.b_coarse, stages) / weight)
-                error = torch.where(error == 0, error, error * (error / torch.hypot(error, coarse / 10)))
+            error = error_ratio(tableau, size, stages, weight, rms_each)
             finite = torch.isfinite(error)
             ok = on & finite & ((error <= 1) | (h <= h_min))
             place = n.to(torch.int64)
@@ -186,15 +172,7 @@ def rounds_back(tableau: Tableau, names: Sequence[str]) -> Callable[..., tuple[T
     ) -> tuple[Tensor, ...]:  # fmt: skip
         ends, xs = record
         inside = times.shape[0] > 0
-
-        def field(leaves: Sequence[Tensor], t: Tensor, x: Tensor) -> Tensor:
-            handed = list(args)
-            for place, leaf in zip(places, leaves[len(names) :], strict=True):
-                handed[place] = leaf
-            if not names:
-                return F(t.to(x.dtype), x, *handed)
-            parameters = dict(zip(names, leaves[: len(names)], strict=True))
-            return torch.func.functional_call(F, parameters, (t.to(x.dtype), x, *handed))
+        field = differentiated(F, names, places, args)
 
         def goes_on(n: Tensor, a: Tensor, *gradients: Tensor) -> Tensor:
             return n > 0

@@ -83,6 +83,7 @@ class SampleGraphs:
         self._making = False
         self._forward = compiled(rounds(self.tableau, scheme.step_controller, stepper.error_order), self._notice)
 
+    @torch.no_grad()
     def walk(self, problem: SampleProblem, keep: bool) -> Walked | None:
         """Solve, and count; None if a sample broke down, with nothing counted.
 

@@ -19,7 +19,7 @@ from odenet.solvers.registry import solvers
 from odenet.solvers.scheme import Scheme
 from odenet.solvers.stats import SampleStats, Stats
 from odenet.solvers.stepper import Stepper
-from odenet.solvers.times import host_time, host_times
+from odenet.solvers.times import ends_of, host_time, host_times
 
 
 class SampleProblem:
@@ -111,10 +111,7 @@ def sample_interval(interval: Sequence[Any], batch: int) -> tuple[Tensor, Tensor
     Raises:
         InputError: not a pair of finite numbers or tensors (batch,).
     """
-    try:
-        t0, t1 = interval
-    except (TypeError, ValueError):
-        raise InputError(f"the interval must be a pair (t0, t1), got {interval!r}") from None
+    t0, t1 = ends_of(interval)
     return _one_each("t0", t0, batch), _one_each("t1", t1, batch)
 
 

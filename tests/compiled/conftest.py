@@ -1,0 +1,22 @@
+"""What the tests of compiled solves share."""
+
+import pytest
+
+from odenet.compiled import walk
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Graphs that are captured, and run without code being made of them."""
+    graphs = []
+
+    def backend(notice, small=False):
+        def keep(graph, inputs):
+            notice()
+            graphs.append(graph)
+            return graph
+
+        return keep
+
+    monkeypatch.setattr(walk, "backend", backend)
+    return graphs
