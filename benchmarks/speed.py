@@ -163,7 +163,8 @@ def markdown(table: Table, starts: dict[str, list[float]], threads: int, torch_v
     """What was measured, as a part of a page."""
     lines = [
         f"One run of `make bench` on {os.cpu_count()} cores ({processor()}), {threads} "
-        f"thread{'s' if threads > 1 else ''}, float32, torch {torch_version}; medians in milliseconds {kind}.",
+        f"thread{'s' if threads > 1 else ''}, float32 (mixed stiffness: float64), torch "
+        f"{torch_version}; medians in milliseconds {kind}.",
         "",
         "| work | " + " | ".join(COLUMNS) + " |",
         "| --- |" + " ---: |" * len(COLUMNS),
@@ -180,7 +181,9 @@ def markdown(table: Table, starts: dict[str, list[float]], threads: int, torch_v
             got = row[goal.over] / row[goal.under]
             met = got <= goal.bound if goal.most else got >= goal.bound
             bound = f"{'≤' if goal.most else '≥'} {goal.bound:g}"
-            lines.append(f"| {goal.row} | {goal.over} / {goal.under} | {got:.2f} | {bound} | {'met' if met else ''} |")
+            lines.append(
+                f"| {goal.row} | {goal.over} / {goal.under} | {got:.2f} | {bound} | {'met' if met else 'missed'} |"
+            )
     if starts:
         lines += ["", "| first compiled call | seconds | in the next process | ratio (goal ≤ 0.33) |",
                   "| --- | ---: | ---: | ---: |"]  # fmt: skip
@@ -205,7 +208,7 @@ def figure(table: Table) -> None:
     shown = [c for c in COLUMNS if any(c in row for row in table.values()) and not c.startswith("floor")]
     page = new_figure(7.2, 0.42 * len(table) + 1.1)
     axes = page.subplots()
-    dress(axes, "Time of a solve, in units of its evaluations of F (and their products) alone", grid="x")
+    dress(axes, "Time of a solve over that of its evaluations of F", grid="x")
     for position, row in enumerate(table.values()):
         values = [row[c] / row["floor"] for c in shown if c in row]
         axes.plot([min(values), max(values)], [position] * 2, color="0.85", zorder=1)
