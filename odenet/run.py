@@ -16,11 +16,9 @@ from odenet.run_per_sample import run_per_sample
 from odenet.solvers import Problem, Scheme, Solution
 from odenet.solvers.callbacks import Callbacks
 from odenet.solvers.ends import StepEnds
-from odenet.solvers.events import Hit, events_of
+from odenet.solvers.events import RESOLUTION, STOPS, Hit, events_of
 from odenet.solvers.solution import Interpolant, Occurrences
 from odenet.solvers.states import Packed, Packing, is_tree, packed_event
-
-STOPS, RESOLUTION = 4, 1e-8
 
 
 def run(
@@ -145,14 +143,10 @@ class _Answer:
         hit = self._terminal(solution)
         assert hit is not None
         t, x, _ = self.found[hit.event][-1]
-        update = self.problem.events[hit.event].update
-        assert update is not None
         self.at = hit.t, x
         self._check_accumulation(hit)
-        changed = update(self.problem.field.time(hit.t) if not t.requires_grad else t.to(x.dtype.to_real()), x)
-        if not isinstance(changed, Tensor) or changed.shape != x.shape or changed.dtype != x.dtype:
-            got = f"{changed.dtype} {tuple(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
-            raise InputError(f"an event's update must return a state of {x.dtype} {tuple(x.shape)}, but returned {got}")
+        time = self.problem.field.time(hit.t) if not t.requires_grad else t.to(x.dtype.to_real())
+        changed = self.problem.events[hit.event].changed(time, x, self.problem.args)
         rest = self.problem.after(hit, changed, self.problem.ts[solution.hits.count(None) :])
         if t.requires_grad:
             rest.x0 = moved(rest, changed, hit.t, t, -1)

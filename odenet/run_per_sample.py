@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from odenet.compiled.per_sample import solve_samples
 from odenet.depth import DepthWeights
 from odenet.errors import InputError
 from odenet.gradients import gradients
+from odenet.gradients.sample_restarts import Restarts
 from odenet.gradients.sample_times import SampleTimes
-from odenet.gradients.times import root_time
 from odenet.solvers.events import Event
 from odenet.solvers.per_sample import SampleProblem, SampleSolution
-from odenet.solvers.per_sample.events import SampleHit, event_value
-from odenet.solvers.per_sample.field import Rows
 from odenet.solvers.scheme import Scheme
 from odenet.solvers.solution import Occurrences
 from odenet.solvers.states import Packed, Packing, is_tree, packed_event
@@ -58,7 +53,14 @@ def run_per_sample(
     problem = SampleProblem(weights, x0, times.interval, scheme, times.ts, args, dense, events)
     problem.x0 = times.start(problem)
     method: Any = gradients[scheme.gradient]
-    solution: SampleSolution = solve_samples(problem) or method.solve_samples(problem)
+    walk: Callable[[SampleProblem], SampleSolution] = method.solve_samples
+    solution = solve_samples(problem) or walk(problem)
+    occurrences: list[Occurrences] = []
+    if events:
+        answer = Restarts(problem)
+        while (rest := answer.add(solution)) is not None:
+            solution = walk(rest)
+        solution, occurrences = answer.solution()
     if dense and scheme.gradient != "autograd" and solution.values.requires_grad:
         raise InputError(
             f"dense=True with gradient={scheme.gradient!r} would lose the gradient of sol(t); "
@@ -66,61 +68,8 @@ def run_per_sample(
         )
     solution.values = times.finish(problem, solution)
     unpack = solution.unpack = None if packing is None else packing.unpack
-    for number, event in enumerate(events):
-        hits = [(hit, place) for hit, place in solution.hits_found if hit.event == number]
-        ts_found, ys, elements, samples = _moments(problem, event, hits, solution.values)
-        solution.events.append(Occurrences(ts_found, unpack(ys, 1) if unpack else ys, elements, samples))
+    solution.events = occurrences
+    if unpack is not None:
+        for found in occurrences:
+            found.ys = unpack(found.ys)
     return solution
-
-
-def _moments(
-    problem: SampleProblem, event: Event, hits: Sequence[tuple[SampleHit, int]], values: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Times, states, elements and samples of what happened to one event, the first two differentiable."""
-    device = values.device
-    place, sample, segment, element = (
-        torch.tensor(numbers, dtype=torch.long)
-        for numbers in (
-            [place for _, place in hits],
-            [hit.sample for hit, _ in hits],
-            [hit.segment for hit, _ in hits],
-            [hit.element for hit, _ in hits],
-        )
-    )
-    t = torch.tensor([hit.t for hit, _ in hits], dtype=torch.float64)
-    x = values.index_select(0, place.to(device))
-    ts = t.to(device, torch.float32 if device.type == "mps" else torch.float64)
-    if not hits or not torch.is_grad_enabled():
-        return ts, x, element, sample
-    f = _Unordered(problem, sample, segment)
-    index = torch.arange(len(hits), device=device), element.to(device)
-    g = event_value(event, f, t, x)[index]  # pyright: ignore[reportArgumentType]
-    if not g.requires_grad:
-        return ts, x, element, sample
-    with torch.no_grad(), problem.field.recompute():
-        k = f.slope(ts, x)
-    at = [f.time(t).requires_grad_(), x.detach().requires_grad_()]
-    moving = event.function(*at, *f.args).reshape(len(hits), -1)[index].sum()
-    by_time, by_state = torch.autograd.grad(moving, at, allow_unused=True, materialize_grads=True)
-    rate = by_time + (by_state.conj() * k).flatten(1).sum(1).real
-    ts = root_time(g, rate.detach(), ts)
-    shift = (ts - ts.detach()).to(x.dtype.to_real()).reshape(-1, *(1,) * (x.dim() - 1))
-    return ts, x + k * shift, element, sample
-
-
-class _Unordered:
-    """F and its arguments for samples in any order, some of them several times."""
-
-    def __init__(self, problem: SampleProblem, samples: Tensor, segments: Tensor):
-        self.field = problem.field
-        self.args = problem.field.rows_of(samples.to(problem.x0.device))
-        self.each = [problem.field.on(samples[n : n + 1], segments[n : n + 1]) for n in range(len(samples))]
-
-    def time(self, t: Tensor) -> Tensor:
-        """Host times as F is shown them."""
-        return t.to(self.field.device, self.field.time_dtype)
-
-    def slope(self, t: Tensor, x: Tensor) -> Tensor:
-        """F for each of them."""
-        rows: Sequence[Rows] = self.each
-        return torch.cat([f(t[n : n + 1], x[n : n + 1]) for n, f in enumerate(rows)])

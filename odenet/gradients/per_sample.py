@@ -116,10 +116,10 @@ def replay_samples(problem: SampleProblem) -> SampleSolution:
         return integrate_samples(problem)
     inputs = Inputs(problem)  # pyright: ignore[reportArgumentType]
     record = SampleRecord(problem, inputs)
-    problem.field.observer = inputs.observe
+    problem.field.observe(inputs.observe)
     with torch.no_grad():
         solution = integrate_samples(problem, record.watch)
-    problem.field.observer = None
+    problem.field.observe(None)
     kept, record.kept = record.kept, []
     if not (problem.x0.requires_grad or inputs.tensors):
         return solution

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 DIRECTIONS = (-1, 0, 1)
 JUST_AFTER = (1e-9, 1e-6, 1e-3)
+STOPS, RESOLUTION = 4, 1e-8  # so many events that change the state within this part of the interval are too many
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Event:
         function: g(t, x, *args), t a 0-d tensor; a real tensor of any shape, each element an event of its own.
         terminal: whether the solve ends there.
         direction: 1 for crossings from below only, -1 from above only, 0 for both.
-        update: x⁺ = update(t, x): the state from which a terminal event's solve goes on instead of ending; of x's
-            shape, differentiable.
+        update: x⁺ = update(t, x), or update(t, x, *args) if it takes more than two arguments: the state from which a
+            terminal event's solve goes on instead of ending; of x's shape, differentiable.
         checks: how many equal parts of a step are looked at for a change of sign; 1 looks at its ends.
 
     Raises:
@@ -38,7 +40,7 @@ class Event:
     function: Callable[..., Tensor]
     terminal: bool = True
     direction: int = 0
-    update: Callable[[Tensor, Any], Any] | None = None
+    update: Callable[..., Any] | None = None
     checks: int = 1
 
     def __post_init__(self) -> None:
@@ -50,6 +52,34 @@ class Event:
             raise InputError("update must be a function of a terminal event's time and state")
         if not isinstance(self.checks, int) or isinstance(self.checks, bool) or self.checks < 1:
             raise InputError(f"checks must be a positive integer, got {self.checks!r}")
+
+    def changed(self, t: Tensor, x: Tensor, args: tuple[Any, ...]) -> Tensor:
+        """The state from which the solve goes on.
+
+        Args:
+            t: time of the event.
+            x: state there.
+            args: those of F, handed on if the update takes them.
+
+        Raises:
+            InputError: the update does not keep x's shape or dtype.
+        """
+        assert self.update is not None
+        changed = self.update(t, x, *(args if takes_args(self.update) else ()))
+        if not isinstance(changed, Tensor) or changed.shape != x.shape or changed.dtype != x.dtype:
+            got = f"{changed.dtype} {tuple(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
+            raise InputError(f"an event's update must return a state of {x.dtype} {tuple(x.shape)}, but returned {got}")
+        return changed
+
+
+def takes_args(update: Callable[..., Any]) -> bool:
+    """Whether an update wants more than time and state."""
+    try:
+        parameters = inspect.signature(update).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(needed) > 2 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
 def events_of(given: Any) -> list[Event]:

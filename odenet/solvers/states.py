@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from odenet.depth import DepthWeights
 from odenet.errors import InputError, ResidualError
-from odenet.solvers.events import Event
+from odenet.solvers.events import Event, takes_args
 
 
 class Packing:
@@ -168,8 +168,9 @@ def packed_event(event: Event, packing: Packing) -> Event:
     def function(t: Tensor, x: Tensor, *args: Any) -> Tensor:
         return event.function(t, packing.unpack(x), *args)
 
-    def update(t: Tensor, x: Tensor) -> Tensor:
+    def update(t: Tensor, x: Tensor, *args: Any) -> Tensor:
         assert event.update is not None
-        return packing.pack_slope(event.update(t, packing.unpack(x)))
+        tree = event.update(t, packing.unpack(x), *(args if takes_args(event.update) else ()))
+        return packing.pack_slope(tree, x.shape[0])
 
     return replace(event, function=function, update=update if event.update else None)

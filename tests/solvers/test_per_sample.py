@@ -358,7 +358,6 @@ def test_no_way_to_go_is_the_identity_for_those_samples_alone():
         ({"t_span": (torch.full((5,), torch.nan), 1.0)}, "finite"),
         ({"ts": torch.zeros(2, 4)}, "a column a sample"),
         ({"ts": [0.5, 0.1]}, "without turning back for sample 0"),
-        ({"event": odenet.Event(lambda t, x: x[:, 0], update=lambda t, x: x)}, "sol.ended"),
         ({"event": lambda t, x, mu: x.sum()}, "samples first"),
     ],
 )
@@ -434,7 +433,7 @@ def test_statistics_of_blocks_add_up_sample_by_sample():
 
 def test_what_the_page_shows_runs():
     page = (Path(__file__).parents[2] / "docs" / "per_sample.md").read_text()
-    first, second = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    first, second, third = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names = {}
     exec(compile(first, "per_sample.md", "exec"), names)
     nfe = names["sol"].stats.samples.nfe
@@ -442,3 +441,5 @@ def test_what_the_page_shows_runs():
     exec(compile(second, "per_sample.md", "exec"), names)
     nfe = names["block"].stats.samples.nfe
     assert len(nfe) == 32 and int(nfe.min()) < int(nfe.max())
+    exec(compile(third, "per_sample.md", "exec"), names)
+    assert names["found"].samples.bincount().tolist() == [4, 5, 7]

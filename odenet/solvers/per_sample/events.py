@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,28 +11,9 @@ from odenet.errors import InputError
 from odenet.solvers.events import JUST_AFTER, Event, root
 from odenet.solvers.per_sample.control import on_host
 from odenet.solvers.per_sample.field import Rows
+from odenet.solvers.per_sample.hit import SampleHit
 from odenet.solvers.per_sample.outputs import Interior, Step
 from odenet.solvers.stepper import Stepper
-
-
-class SampleHit(NamedTuple):
-    """An event that happened to a sample.
-
-    Attributes:
-        t: when.
-        event: index of the event.
-        element: index into the flattened value of its function for one sample.
-        row: which of the steps of its round.
-        sample: whose it is.
-        segment: the segment of its way that the sample was on.
-    """
-
-    t: float
-    event: int
-    element: int
-    row: int
-    sample: int
-    segment: int
 
 
 def event_value(event: Event, f: Rows, t: Tensor, x: Tensor) -> Tensor:
@@ -57,10 +37,11 @@ class SampleWatcher:
 
     Args:
         events: what to look for.
+        starts: the events at which samples begin anew.
     """
 
-    def __init__(self, events: Sequence[Event]):
-        self.events = events
+    def __init__(self, events: Sequence[Event], starts: Sequence[SampleHit]):
+        self.events, self.starts = events, starts
         self.before: list[Tensor] = []
 
     def begin(self, f: Rows, t: Tensor, x: Tensor, batch: int) -> None:
@@ -70,6 +51,8 @@ class SampleWatcher:
             before = torch.full((batch, g.shape[1]), torch.nan, dtype=torch.float64)
             before[f.samples] = g
             self.before.append(before)
+        for hit in self.starts:
+            self.before[hit.event][hit.sample, hit.element] = 0
 
     def hits(self, stepper: Stepper, step: Step) -> list[SampleHit]:
         """The events in accepted steps, for each sample in order of time and up to its first terminal one."""

@@ -32,6 +32,7 @@ class Fallible(Walkers):
         status: what became of each sample of the batch.
         errors: why samples broke down.
         ended: the time of the last value of each sample.
+        tried: how many steps each has tried in walks before this one.
         broken: for samples whose last step gave NaN or infinity, how often in a row, and why.
     """
 
@@ -44,15 +45,20 @@ class Fallible(Walkers):
         self.ended = self.outputs.ts[-1].clone()
         self.broken: dict[int, tuple[int, SolveError]] = {}
         self.rounds, self.cost = 0, 1
+        self.tried = self.each.accepted + self.each.rejected
+        self.most = int(self.tried.max()) if len(self.tried) else 0
 
     def _check(self, size: Tensor) -> bool:
         """Give up the samples whose next step cannot be resolved or afforded; whether there were any."""
         scheme = self.scheme
-        if self.rounds >= scheme.max_steps:
+        over = None
+        if self.rounds + self.most >= scheme.max_steps:
+            over = self.tried[self.samples] + self.rounds >= scheme.max_steps
+        if over is not None and bool(over.any()):
             what = f"the budget of {scheme.max_steps} steps was used up"
             advice = "loosen rtol and atol, raise max_steps, or look for stiffness in F"
             make = lambda row: StepBudgetError(what, **self._numbers(row, size), advice=advice)  # noqa: E731
-            return self._give_up(torch.ones_like(self.fresh), make)
+            return self._give_up(over, make)
         if scheme.max_nfe is not None:
             self.field.settle()
             over = self.each.nfe[self.samples] + self.cost > scheme.max_nfe

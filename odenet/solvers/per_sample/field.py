@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from odenet.depth import DepthWeights
 from odenet.errors import InputError
-from odenet.solvers.field import VectorField
+from odenet.solvers.field import Observer, VectorField
 from odenet.solvers.grid import Piece
 from odenet.solvers.per_sample.timetable import Timetable
 from odenet.solvers.stats import Stats
@@ -79,6 +79,11 @@ class SampleField(VectorField):
         """The arguments for some of the samples, or of those that `args` are for already; `index` on the device."""
         args = self.args if args is None else args
         return tuple(_selected(arg, index) if n in self.own_args else arg for n, arg in enumerate(args))
+
+    def observe(self, observer: Observer | None) -> None:
+        """Show an observer the first evaluation on each piece that has a graph."""
+        self.observer = observer
+        self._seen.clear()
 
     def settle(self) -> None:
         """Bring the counts of each sample up to date."""

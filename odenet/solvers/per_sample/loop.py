@@ -13,8 +13,9 @@ from torch import Tensor
 from odenet.errors import NonFiniteFunctionError, NonFiniteStateError
 from odenet.solvers.control import LEAST_ERROR, STRETCH, scale
 from odenet.solvers.per_sample.control import factors, first_steps, norm_each, on_host, retries, rms_each
-from odenet.solvers.per_sample.events import SampleHit, SampleWatcher
+from odenet.solvers.per_sample.events import SampleWatcher
 from odenet.solvers.per_sample.failures import Fallible, Watch
+from odenet.solvers.per_sample.hit import SampleHit
 from odenet.solvers.per_sample.outputs import Dense, Interior, Step, Take
 from odenet.solvers.per_sample.probe import check_samples
 from odenet.solvers.per_sample.problem import SampleProblem
@@ -52,11 +53,12 @@ class Walk(Fallible):
         assert self.stepper.error_order is not None
         self.order, self.controller = self.stepper.error_order, scheme.step_controller
         self.norm = rms_each if scheme.norm is None else norm_each(scheme.norm)
-        self.watcher = SampleWatcher(problem.events) if problem.events else None
-        self.dense = Dense(self.stepper, problem.sign, problem.x0, problem.t0) if problem.dense else None
+        self.watcher = SampleWatcher(problem.events, problem.begins_with) if problem.events else None
+        self.dense = Dense(self.stepper, problem.sign, problem.x0, problem.begin) if problem.dense else None
         self.hits: list[tuple[SampleHit, int]] = []
         self.bounded = scheme.h_min > 0 or scheme.h_max < math.inf
         self.forwards = bool((problem.sign > 0).all())
+        self.entries = len(self.each.history)
         self.rejected: list[Tensor] = []
         self.forced: list[Tensor] = []
 
@@ -245,7 +247,7 @@ class Walk(Fallible):
                     interior = interior or Interior(self.stepper, step, rows)
                     x = interior.at(rows, t)
                 samples = torch.tensor([hit.sample for hit in group])
-                last = torch.tensor([self.problem.events[hit.event].terminal for hit in group])
+                last = torch.tensor([self._ends(hit) for hit in group])
                 first = self.outputs.event(x, samples, last)
                 takes.append(Take(rows, None if at_end else t, first))
                 self.hits += [(hit, first + n) for n, hit in enumerate(group)]
@@ -253,12 +255,15 @@ class Walk(Fallible):
             interior.hand_over(step)
         return takes
 
+    def _ends(self, hit: SampleHit) -> bool:
+        return self.problem.events[hit.event].terminal and not self.problem.goes_on(hit)
+
     def solution(self) -> SampleSolution:
         """The answer, when no sample is left."""
         self.field.settle()
         each, stats = self.each, self.problem.stats
         for counts, happened in (
-            (each.accepted, [samples for samples, _ in each.history]),
+            (each.accepted, [samples for samples, _ in each.history[self.entries :]]),
             (each.rejected, self.rejected),
             (each.forced, self.forced),
         ):

@@ -60,6 +60,7 @@ class Outputs:
 
     Attributes:
         values: states, each (rows, ...).
+        next: for each sample how many times of the answer lie behind it.
         places: for each of them, output * batch + sample; `stopped` * batch + sample for the state in which a sample
             ended early; -1 for one at an event.
         upcoming: for each sample the next time of the answer, infinite if there is none, (batch,).
@@ -73,9 +74,9 @@ class Outputs:
         self.places: list[Tensor] = []
         self.count = 0
         self.sign = problem.sign
-        self.next = (self.ts == problem.t0).sum(0)
-        self.at_start = 0
-        for number in range(int(self.next.max()) if self.batch else 0):
+        self.at_start, begins = 0, problem.passed is None
+        self.next = (self.ts == problem.t0).sum(0) if problem.passed is None else problem.passed.clone()
+        for number in range(int(self.next.max()) if self.batch and begins else 0):
             samples = (self.next > number).nonzero()[:, 0]
             self._add(problem.x0.index_select(0, samples.to(problem.x0.device)), number * self.batch + samples)
         self.at_start = self.count
@@ -132,6 +133,14 @@ class Outputs:
     def stop(self, samples: Tensor, x: Tensor) -> int:
         """The states in which samples ended early."""
         return self._add(x, self.stopped * self.batch + samples)
+
+    def end_at(self, place: int, sample: int) -> None:
+        """A sample stops at one of the values after all."""
+        for places in self.places:
+            if place < len(places):
+                places[place] = self.stopped * self.batch + sample
+                return
+            place -= len(places)
 
     def event(self, x: Tensor, samples: Tensor, last: Tensor) -> int:
         """States at events; where they are the `last` of their sample, it stops there."""
@@ -203,6 +212,12 @@ class Dense:
         self.steps.append(step)
         self.ends.append(until)
         self.reached[step.f.samples] = until
+
+    def join(self, later: Dense, samples: Tensor) -> None:
+        """Go on with the steps of a later walk of some of the samples."""
+        self.steps += later.steps
+        self.ends += later.ends
+        self.reached[samples] = later.reached[samples]
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """x at times t, one for each sample, and which samples have one there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,7 @@ from odenet.depth import DepthWeights
 from odenet.errors import InputError
 from odenet.solvers.events import Event
 from odenet.solvers.per_sample.field import SampleField
+from odenet.solvers.per_sample.hit import SampleHit
 from odenet.solvers.per_sample.timetable import Timetable
 from odenet.solvers.problem import transforms
 from odenet.solvers.registry import solvers
@@ -41,6 +43,11 @@ class SampleProblem:
         sign: 1 where depth is walked forwards, -1 where backwards.
         ts: times of the answer, (times, batch), likewise, or None.
         shared: whether all samples have the same times of the answer.
+        walking: the samples that have a way to go.
+        begin: where this walk begins: t0, or the event that changed the state, (batch,).
+        segments: the segment of its way on which each begins.
+        passed: how many times of the answer lie behind each where the walk begins; None at t0.
+        begins_with: the events that changed the states in which the walk begins.
 
     Raises:
         InputError: a value that cannot be used.
@@ -74,12 +81,6 @@ class SampleProblem:
                 "per_sample=True looks at each sample's error, which torch.func's transforms do not allow; call it "
                 "outside of them, or give a fixed-step solver steps=N"
             )
-        for event in events:
-            if event.update is not None:
-                raise InputError(
-                    "an event with update goes on from the state it changed, which per_sample=True does not do by "
-                    "itself; end there and solve on from sol.last with t_span=(sol.ended, t1)"
-                )
         self.weights, self.x0, self.scheme, self.args, self.dense, self.events = (
             weights,
             x0,
@@ -98,6 +99,32 @@ class SampleProblem:
         intervals = (self.t0, self.t1)
         self.field = SampleField(weights, args, x0, self.stats, table, scheme.per_sample_args, intervals)
         self.stepper.check(x0)
+        self.begin, self.segments = self.t0, torch.zeros(batch, dtype=torch.long)
+        self.walking = (table.count > 0).nonzero()[:, 0]
+        self.passed: Tensor | None = None
+        self.begins_with: Sequence[SampleHit] = ()
+
+    def goes_on(self, hit: SampleHit) -> bool:
+        """Whether a sample goes on from a state that an event has changed; at t1 it ends."""
+        return self.events[hit.event].update is not None and hit.t != float(self.t1[hit.sample])
+
+    def after(self, hits: Sequence[SampleHit], x: Tensor, passed: Tensor) -> SampleProblem:
+        """The rest of this problem for the samples that an event has changed; F and its counts stay the same.
+
+        Args:
+            hits: the events, one for each of these samples, in their order.
+            x: the states from which they go on, (rows, ...).
+            passed: for each sample of the batch, how many times of the answer lie behind it.
+        """
+        rest, table = copy.copy(self), self.field.timetable
+        samples = torch.tensor([hit.sample for hit in hits])
+        t, sign = torch.tensor([hit.t for hit in hits], dtype=torch.float64), self.sign[samples]
+        rest.x0 = torch.zeros_like(self.x0).index_copy(0, samples.to(x.device), x)
+        rest.walking, rest.passed, rest.begins_with = samples, passed, hits
+        rest.begin = self.begin.index_copy(0, samples, t)
+        behind = (table.end[samples] * sign[:, None] <= (t * sign)[:, None]).sum(1)
+        rest.segments = self.segments.index_copy(0, samples, behind)
+        return rest
 
     @cached_property
     def stepper(self) -> Stepper:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from odenet.errors import InputError, SolveError
-from odenet.solvers.per_sample.events import SampleHit
+from odenet.solvers.per_sample.hit import SampleHit
 from odenet.solvers.per_sample.outputs import Dense, Outputs
 from odenet.solvers.per_sample.problem import SampleProblem
 from odenet.solvers.solution import Occurrences, Solution
@@ -33,7 +33,6 @@ class SampleSolution(Solution):
         ended: the time of `last`, for each sample: the last time of the answer, or that at which it broke down or at
             which a terminal event ended it, (batch,) float64.
         status: for each sample "success", "event", or the status of its error; a list.
-        error: the error of the first sample that broke down, or None.
         errors: the errors of the samples that broke down, by sample.
     """
 
@@ -51,9 +50,13 @@ class SampleSolution(Solution):
         self.problem, self.outputs, self.values, self.ended = problem, outputs, values, ended
         self.stats, self.errors, self.dense, self.hits_found = problem.stats, dict(errors), dense, list(hits)
         self.status: Any = status
-        self.error = errors[min(errors)] if errors else None
         self.events: list[Occurrences] = []
         self.unpack: Any = None
+        self._place()
+
+    def _place(self) -> None:
+        """Find out which value belongs where."""
+        outputs = self.outputs
         places = torch.cat(outputs.places) if outputs.places else torch.zeros(0, dtype=torch.long)
         batch, rows = outputs.batch, torch.arange(len(places))
         slots = torch.full(((outputs.stopped + 1) * batch + 1,), -1)
@@ -62,6 +65,20 @@ class SampleSolution(Solution):
         early = slots[-1] >= 0
         self._slots = torch.where(early & outputs.only_ends, slots[-1], slots[:-1])
         self._last = torch.where(early, slots[-1], slots[-2])
+
+    @property
+    def error(self) -> SolveError | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The error of the first sample that broke down, or None."""
+        return self.errors[min(self.errors)] if self.errors else None
+
+    def join(self, later: Sequence[SampleSolution]) -> None:
+        """Take the values and steps of the walks that went on from events that had changed states."""
+        self.values = torch.cat([self.values, *(walk.values for walk in later)]) if later else self.values
+        for walk in later:
+            self.outputs.places += walk.outputs.places
+            if self.dense is not None and walk.dense is not None:
+                self.dense.join(walk.dense, walk.problem.walking)
+        self._place()
 
     @property
     def ys(self) -> Any:

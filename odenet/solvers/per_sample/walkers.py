@@ -37,14 +37,14 @@ class Walkers:
         self.field, self.table, self.stepper = problem.field, problem.field.timetable, problem.stepper
         scheme, batch = problem.scheme, problem.x0.shape[0]
         controller = scheme.step_controller
-        self.samples = (self.table.count > 0).nonzero()[:, 0]
+        self.samples = problem.walking
         whole, x0 = len(self.samples) == batch, problem.x0
         self.x = x0 if whole else x0.index_select(0, self.samples.to(x0.device))
         rtol, atol = scheme.tolerances
         self.rtol, self.atol = self._own(rtol), self._own(atol)
-        self.t, self.sign = problem.t0[self.samples], problem.sign[self.samples]
-        self.segment = torch.zeros_like(self.samples)
-        self.end = self.table.end[self.samples, 0]
+        self.t, self.sign = problem.begin[self.samples], problem.sign[self.samples]
+        self.segment = problem.segments[self.samples]
+        self.end = self.table.end[self.samples, self.segment]
         self.h = torch.full_like(self.t, scheme.first_step or 0.0)
         largest = torch.maximum(problem.t0.abs(), problem.t1.abs())[self.samples]
         self.resolution = 16 * torch.finfo(torch.float64).eps * largest
