@@ -108,7 +108,8 @@ def solve(
         ts: times of the answer, from t0 towards t1; None for t1 alone. Tensors that require a gradient get it.
         per_sample: give each sample (row of x0) its own steps, statistics and, if wanted, interval: t0 and t1 may then
             be tensors (batch,) and ts (times, batch). F is called with t of shape (rows,) and x (rows, ...), for the
-            samples that need it: a sample that is done is not evaluated any more. Adaptive solves only.
+            samples that need it: a sample that is done is not evaluated any more. `steps` are N equal ones of each
+            sample's own interval.
         per_sample_args: with `per_sample`, which of `args` hold a row for each sample, as indices such as (0,), to be
             handed to F with the rows of x; True for all. Has to be said if a tensor in `args` could be one.
         dense: make the solution callable at any time.
@@ -119,7 +120,8 @@ def solve(
         weights: weights over depth, as in `ResNet`.
         step_size: h of a fixed-step method, instead of `steps`; the last step before t1, a knot, a stop or a jump may
             be shorter.
-        grid: ends of the steps of a fixed-step method, from t0 to t1, instead of `steps`.
+        grid: ends of the steps of a fixed-step method, from t0 to t1, instead of `steps`; with `per_sample` also a
+            tensor (steps + 1, batch).
         first_step: size of the first adaptive step; None to have it estimated.
         controller: how adaptive steps are picked: "I", "PI", "PI3333", "PI4020", "PI6020", "H211PI", "PID", or a
             `odenet.solvers.Controller`.

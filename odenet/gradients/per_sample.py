@@ -43,7 +43,7 @@ class Round:
     Attributes:
         samples: whose, on the host.
         segments: the segment of its way that each was on.
-        times: (t, t_next) on the host.
+        times: (t, t_next), and the sizes of the steps where they are not the difference, on the host.
         fresh: which of them begin with a memory that is made there; None if the method has none.
         takes: the values of the answer that come from them.
         memories: number of tensors in the method's memory.
@@ -51,7 +51,7 @@ class Round:
 
     samples: Tensor
     segments: Tensor
-    times: tuple[Tensor, Tensor]
+    times: tuple[Tensor, ...]
     fresh: Tensor | None
     takes: Sequence[Take]
     memories: int
@@ -78,7 +78,7 @@ class SampleRecord:
             return
         memory = step.trial.given.tensors
         fresh = step.fresh if memory else None
-        self.rounds.append(Round(step.f.samples, step.f.segments, step.spans.host[:2], fresh, takes, len(memory)))
+        self.rounds.append(Round(step.f.samples, step.f.segments, step.spans.host, fresh, takes, len(memory)))
         self.kept += [step.trial.x, *memory]
 
     def redo(self, number: int, x: Tensor, memory: Sequence[Tensor]) -> tuple[Trial, Rows, list[tuple[Take, Tensor]]]:
@@ -86,7 +86,8 @@ class SampleRecord:
         done = self.rounds[number]
         assert isinstance(done, Round)
         f = self.problem.field.on(done.samples, done.segments)
-        span: Any = Spans(*done.times, x)
+        t, t_next, *step = done.times
+        span: Any = Spans(t, t_next, x, *step)
         given = NOTHING
         if done.fresh is not None:
             given = Memory(tuple(memory))

@@ -37,7 +37,8 @@ class Scheme:
         gradient: name of the gradient method.
         backend: "native", "torchdiffeq" or "scipy".
         step_size: h of a fixed-step method, instead of steps; a last step before a stop may be shorter.
-        grid: ends of the steps of a fixed-step method, from t0 to t1, instead of steps.
+        grid: ends of the steps of a fixed-step method, from t0 to t1, instead of steps; with `per_sample` also a tensor
+            (steps + 1, batch).
         first_step: size of the first adaptive step, or None to have it estimated.
         controller: how the next adaptive step is picked: a name of `controllers`, or a `Controller`.
         h_min: smallest adaptive step; at that size a step is accepted whatever its error.
@@ -170,7 +171,7 @@ class Scheme:
                 if self.grid is not None
                 else f"{self._by}={getattr(self, self._by)}"
             )
-            return f"{self.solver}, {size}"
+            return f"{self.solver}, {size}" + (", per sample" if self.per_sample else "")
         rtol, atol = (f"{t:g}" if isinstance(t, float | int) else "per element" for t in self.tolerances)
         return f"{self.solver}, rtol={rtol}, atol={atol}" + (", per sample" if self.per_sample else "")
 
@@ -182,8 +183,15 @@ class Scheme:
         if self.step_size is not None:
             check_positive("step_size", self.step_size)
         for name in ("grid", "stops", "jumps"):
-            if getattr(self, name) is not None:
+            if self._is_own_grid(name):
+                object.__setattr__(self, name, getattr(self, name).detach().to("cpu", torch.float64))
+            elif getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(host_times(name, getattr(self, name))))
+
+    def _is_own_grid(self, name: str) -> bool:
+        """Whether an argument is a grid with a column for each sample."""
+        given = getattr(self, name)
+        return name == "grid" and self.per_sample is True and isinstance(given, Tensor) and given.dim() == 2
 
     def _check_per_sample(self) -> None:
         own = self.per_sample_args
@@ -198,13 +206,8 @@ class Scheme:
             return
         if self.backend != "native":
             raise InputError(f"per_sample=True is for backend='native' only, got backend={self.backend!r}")
-        if not self.adaptive:
-            raise InputError(
-                f"per_sample=True lets each sample pick its own steps, but {self._by} fixes them, got "
-                f"{getattr(self, self._by or '')!r}; leave out either {self._by} or per_sample"
-            )
         if not solvers[self.solver].per_sample:
-            able = [name for name, stepper in solvers.items() if stepper.per_sample and stepper.adaptive]
+            able = [n for n, stepper in solvers.items() if stepper.per_sample and stepper.adaptive >= self.adaptive]
             raise InputError(
                 f"solver {self.solver!r} cannot give each sample its own steps; with per_sample=True use one of: "
                 f"{', '.join(able)}"

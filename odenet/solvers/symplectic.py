@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from odenet.errors import InputError
-from odenet.solvers.stepper import NOTHING, Evaluate, Memory, Span, Stepper, Trial
+from odenet.solvers.stepper import NOTHING, Evaluate, Memory, Span, Stepper, Trial, plus_scaled
 
 
 class Partitioned(Stepper):
     """What the symplectic methods share: the two halves of a state."""
 
     partitioned = True
+    per_sample = True
 
     def check(self, x0: Tensor) -> None:
         """Raise `InputError` if the state has no two halves."""
@@ -74,9 +75,9 @@ class SymplecticEuler(Partitioned):
         """One step over `span`."""
         q, p = halves(x)
         first = f(span.t, x) if first is None else first
-        p_next = torch.add(p, halves(first)[1], alpha=span.h)
+        p_next = plus_scaled(p, halves(first)[1], span.h)
         stage = f(span.t_next, join(q, p_next))
-        q_next = torch.add(q, halves(stage)[0], alpha=span.h)
+        q_next = plus_scaled(q, halves(stage)[0], span.h)
         return Trial(span, x, join(q_next, p_next), [first, stage], first=first)
 
 
@@ -111,11 +112,11 @@ class Leapfrog(Partitioned):
         """One step over `span`."""
         (force,), h = memory.tensors, span.h
         q, p = halves(x)
-        p_half = torch.add(p, force, alpha=h / 2)
+        p_half = plus_scaled(p, force, h / 2)
         velocity = self.velocity(f, span.at(0.5), q, p_half)
-        q_next = torch.add(q, velocity, alpha=h)
+        q_next = plus_scaled(q, velocity, h)
         force_next = self.force(f, span.t_next, q_next, p_half)
-        p_next = torch.add(p_half, force_next, alpha=h / 2)
+        p_next = plus_scaled(p_half, force_next, h / 2)
         kept = Memory((force_next,))
         return Trial(span, x, join(q_next, p_next), [velocity, force_next], given=memory, memory=kept, first=first)
 
@@ -157,12 +158,12 @@ class Yoshida4(Partitioned):
         q, p = halves(x)
         stages: list[Tensor] = []
         for drift, kick in zip(self.drifts, self.kicks, strict=False):
-            q, c = torch.add(q, velocity, alpha=drift * h), c + drift
+            q, c = plus_scaled(q, velocity, drift * h), c + drift
             force = self.force(f, span.at(c), q, p)
-            p = torch.add(p, force, alpha=kick * h)
+            p = plus_scaled(p, force, kick * h)
             velocity = self.velocity(f, span.at(c) if len(stages) < 4 else span.t_next, q, p)
             stages += [force, velocity]
-        q = torch.add(q, velocity, alpha=self.drifts[-1] * h)
+        q = plus_scaled(q, velocity, self.drifts[-1] * h)
         return Trial(span, x, join(q, p), stages, given=memory, memory=Memory((velocity,)), first=first)
 
 

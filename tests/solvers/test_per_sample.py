@@ -344,8 +344,7 @@ def test_no_way_to_go_is_the_identity_for_those_samples_alone():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 5}, "pick its own steps"),
-        ({"solver": "rk4", "steps": 5}, "pick its own steps"),
+        ({"solver": "abm3", "steps": 5}, "cannot give each sample its own steps"),
         ({"backend": "scipy", "solver": "RK45"}, "backend='native' only"),
         ({"gradient": "adjoint"}, "steps that all samples share"),
         ({"gradient": "stagewise"}, "'autograd' or 'checkpoint'"),

@@ -66,6 +66,8 @@ def _reason(problem: SampleProblem) -> str | None:
     scheme, stepper = problem.scheme, problem.stepper
     if type(stepper) is not ExplicitRungeKutta:
         return f"only explicit Runge-Kutta methods are compiled, not {scheme.solver!r}"
+    if not scheme.adaptive:
+        return "its rounds pick their steps by a tolerance, which steps that are given do not have"
     if scheme.gradient not in GRADIENTS:
         return f"the compiled way back keeps every state, which is not gradient={scheme.gradient!r}"
     table = problem.field.timetable

@@ -18,7 +18,7 @@ from odenet.compiled.walk import FIRST_RECORD, LARGEST_RECORD, compiled
 from odenet.solvers.control import NONFINITE_RETRIES
 from odenet.solvers.explicit import ExplicitRungeKutta
 from odenet.solvers.per_sample import SampleProblem
-from odenet.solvers.per_sample.loop import Walk
+from odenet.solvers.per_sample.adaptive import AdaptiveWalk
 from odenet.solvers.registry import solvers
 
 F64 = torch.float64
@@ -92,7 +92,7 @@ class SampleGraphs:
             keep: whether the states at the starts of the steps are wanted.
         """
         scheme, x0, device, field = problem.scheme, problem.x0.detach(), problem.x0.device, problem.field
-        begun = Walk(problem, None)
+        begun = AdaptiveWalk(problem, None)
         with field.consistency.forward():
             begun.begin()
         field.settle()

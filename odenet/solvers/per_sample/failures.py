@@ -59,17 +59,24 @@ class Fallible(Walkers):
             advice = "loosen rtol and atol, raise max_steps, or look for stiffness in F"
             make = lambda row: StepBudgetError(what, **self._numbers(row, size), advice=advice)  # noqa: E731
             return self._give_up(over, make)
-        if scheme.max_nfe is not None:
-            self.field.settle()
-            over = self.each.nfe[self.samples] + self.cost > scheme.max_nfe
-            if bool(over.any()):
-                what = f"the budget of {scheme.max_nfe} evaluations of F was used up"
-                advice = "raise max_nfe, or loosen rtol and atol"
-                return self._give_up(
-                    over, lambda row: FunctionBudgetError(what, **self._numbers(row, size), advice=advice)
-                )
+        if self._check_budget(size):
+            return True
         tiny = size <= self.resolution
         return bool(tiny.any()) and self._give_up(tiny, lambda row: self._underflow(row, size))
+
+    def _check_budget(self, size: Tensor) -> bool:
+        """Give up the samples whose next step would take more evaluations than they have left."""
+        if self.scheme.max_nfe is None:
+            return False
+        self.field.settle()
+        over = self.each.nfe[self.samples] + self.cost > self.scheme.max_nfe
+        what = f"the budget of {self.scheme.max_nfe} evaluations of F was used up"
+        advice = (
+            "raise max_nfe, or take fewer steps" if self.problem.grids else "raise max_nfe, or loosen rtol and atol"
+        )
+        return bool(over.any()) and self._give_up(
+            over, lambda row: FunctionBudgetError(what, **self._numbers(row, size), advice=advice)
+        )
 
     def _underflow(self, row: int, size: Tensor) -> SolveError:
         broken = self.broken.get(int(self.samples[row]))

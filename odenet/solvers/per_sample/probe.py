@@ -15,7 +15,7 @@ _passed: WeakKeyDictionary[Any, set[torch.Size]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
-def check_samples(problem: SampleProblem, samples: Tensor, t: Tensor, x: Tensor, k: Tensor) -> None:
+def check_samples(problem: SampleProblem, samples: Tensor, t: Tensor, x: Tensor, k: Tensor | None = None) -> None:
     """Raise if F takes a number of each sample for a number of each feature.
 
     A (rows,) tensor broadcasts against the last dimension of the state. If that has another size F fails by itself;
@@ -27,7 +27,7 @@ def check_samples(problem: SampleProblem, samples: Tensor, t: Tensor, x: Tensor,
         samples: whose rows these are, on the host.
         t: times, (rows,).
         x: states, (rows, ...).
-        k: F(t, x).
+        k: F(t, x), if it is known.
 
     Raises:
         InputError: F fails without the last sample, or gives the others other values.
@@ -45,6 +45,8 @@ def check_samples(problem: SampleProblem, samples: Tensor, t: Tensor, x: Tensor,
         return
     args = field.rows_of(samples[:-1].to(x.device))
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+        if k is None:
+            k = F(t.to(field.time_dtype), x, *field.rows_of(samples.to(x.device)))
         try:
             part = F(t[:-1].to(field.time_dtype), x[:-1], *args)
             same = part.shape == x[:-1].shape and torch.allclose(part, k[:-1], rtol=1e-3, atol=1e-5, equal_nan=True)

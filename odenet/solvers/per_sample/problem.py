@@ -14,6 +14,7 @@ from odenet.depth import DepthWeights
 from odenet.errors import InputError
 from odenet.solvers.events import Event
 from odenet.solvers.per_sample.field import SampleField
+from odenet.solvers.per_sample.grids import Grids
 from odenet.solvers.per_sample.hit import SampleHit
 from odenet.solvers.per_sample.timetable import Timetable
 from odenet.solvers.problem import transforms
@@ -46,6 +47,7 @@ class SampleProblem:
         walking: the samples that have a way to go.
         begin: where this walk begins: t0, or the event that changed the state, (batch,).
         segments: the segment of its way on which each begins.
+        grids: the steps of a fixed-step scheme.
         passed: how many times of the answer lie behind each where the walk begins; None at t0.
         begins_with: the events that changed the states in which the walk begins.
 
@@ -78,8 +80,8 @@ class SampleProblem:
             )
         if transforms():
             raise InputError(
-                "per_sample=True looks at each sample's error, which torch.func's transforms do not allow; call it "
-                "outside of them, or give a fixed-step solver steps=N"
+                "per_sample=True gathers samples on the host, which torch.func's transforms do not allow; call it "
+                "outside of them, or give a fixed-step solver steps=N and leave out per_sample"
             )
         self.weights, self.x0, self.scheme, self.args, self.dense, self.events = (
             weights,
@@ -98,10 +100,16 @@ class SampleProblem:
         table = Timetable.of(self.t0, self.t1, weights.knots, scheme.jumps, scheme.stops, dtype)
         intervals = (self.t0, self.t1)
         self.field = SampleField(weights, args, x0, self.stats, table, scheme.per_sample_args, intervals)
+        if self.stepper.partitioned and x0.dim() < 2:
+            raise InputError(
+                f"solver {scheme.solver!r} takes the state of each sample as a pair (q, p), which a state of shape "
+                f"{tuple(x0.shape)} has none of; give (batch, 2)"
+            )
         self.stepper.check(x0)
         self.begin, self.segments = self.t0, torch.zeros(batch, dtype=torch.long)
         self.walking = (table.count > 0).nonzero()[:, 0]
         self.passed: Tensor | None = None
+        self.grids = None if scheme.adaptive else Grids(scheme, self.t0, self.t1, weights.knots)
         self.begins_with: Sequence[SampleHit] = ()
 
     def goes_on(self, hit: SampleHit) -> bool:

@@ -13,15 +13,16 @@ class Spans:
         t: where the steps begin, (rows,), float64 on the host.
         t_next: where they end.
         x: the state there, for shape, dtype and device.
+        step: t_next - t, or what a uniform grid calls it.
 
     Attributes:
-        host: t, t_next and t_next - t on the host.
+        host: t, t_next and the size of the step on the host.
         h: t_next - t in the state's precision, of a shape that broadcasts against the state.
     """
 
-    def __init__(self, t: Tensor, t_next: Tensor, x: Tensor):
+    def __init__(self, t: Tensor, t_next: Tensor, x: Tensor, step: Tensor | None = None):
         self._shape, self._dtype = (-1, *(1,) * (x.dim() - 1)), x.dtype.to_real()
-        step = t_next - t
+        step = t_next - t if step is None else step
         self.host = t, t_next, step
         if x.device.type != "cpu":
             wide = torch.float32 if x.device.type == "mps" else torch.float64
