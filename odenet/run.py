@@ -47,7 +47,7 @@ def run(
         event: events to look for.
         callbacks: told of every step of a native solver, with states of x0's structure.
         backward_callbacks: of every step that a native adjoint takes on the way back, with (0, x, a, *θ̄).
-        ends: gathers the accepted steps of a native solver without events, and the states at their ends.
+        ends: sums over the accepted steps of a native solver without events, or gathers the states at their ends.
     """
     events = events_of(event)
     if scheme.per_sample:
@@ -66,6 +66,8 @@ def run(
     problem.x0 = times.start(problem)
     problem.callbacks = callbacks if callbacks is None or packing is None else callbacks.of(packing.unpack)
     problem.backward_callbacks, problem.ends = backward_callbacks, ends
+    if ends is not None and packing is not None:
+        ends.unpack = packing.unpack
     answer = _Answer(problem)
     try:
         while not answer.add(solution := walk(problem)):
@@ -89,7 +91,8 @@ def walk(problem: Problem) -> Solution:
     """One walk, compiled if that was asked for and is possible."""
     if problem.ends is not None:
         compiled.decline(problem.scheme, "the states at the ends of its steps are wanted")
-        return problem.ends.take(problem, gradients[problem.scheme.gradient].solve(problem))
+        ends = problem.ends
+        return ends.take(problem, gradients[problem.scheme.gradient].solve(problem))
     solution = compiled.solve(problem)
     return gradients[problem.scheme.gradient].solve(problem) if solution is None else solution
 

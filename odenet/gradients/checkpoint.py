@@ -11,7 +11,7 @@ from torch import Tensor
 from odenet.errors import InputError
 from odenet.gradients.binomial import first_chain, split
 from odenet.gradients.per_sample import replay_samples
-from odenet.gradients.pullback import Pullback, leaf
+from odenet.gradients.pullback import Pullback, leaf, plus
 from odenet.gradients.record import Record
 from odenet.gradients.registry import gradients
 from odenet.gradients.replay import Cotangents, Gradients, Replayed
@@ -97,7 +97,7 @@ class StoredStates:
         stack = [(0, [x0]), *((number, [next(parts) for _ in range(length)]) for number, length in self._layout)]
         due = [[i for i in indices if cotangents[i] is not None] for indices in record.due()]
         a: list[Tensor | None] = []
-        end = len(record.spans)
+        end, x_next = len(record.spans), None
         while end > 0:
             number, start = stack[-1]
             free = 0 if self.checkpoints is None else self.checkpoints + 1 - len(stack)
@@ -106,13 +106,21 @@ class StoredStates:
                 stack.append((middle, record.advance(start, number, middle)))
                 continue
             end -= 1
-            if due[end] or any(part is not None for part in a):
+            if record.seed is not None:
                 last = record.advance(start, number, end)
-                record.problem.stats.steps_backward += 1
-                a = self.step_back(pullback, end, last, due[end], cotangents, a)
+                x_next = record.advance(last, end, end + 1)[0] if x_next is None else x_next
+                at_start, at_end = pullback.through_measure(end, last[0], x_next)
+                a = self._back(pullback, end, last, due[end], cotangents, [plus(a[0] if a else None, at_end), *a[1:]])
+                a[0], x_next = plus(a[0], at_start), last[0]
+            elif due[end] or any(part is not None for part in a):
+                a = self._back(pullback, end, record.advance(start, number, end), due[end], cotangents, a)
             if end == number:
                 stack.pop()
         return a[0] if a else None, pullback.gradients
+
+    def _back(self, pullback: Pullback, number: int, *step: Any) -> list[Tensor | None]:
+        pullback.stats.steps_backward += 1
+        return self.step_back(pullback, number, *step)
 
 
 class Checkpoint(Replayed):

@@ -39,6 +39,7 @@ class Forward(Replayed):
     """
 
     name = "forward"
+    sums = False
     memory = "nothing; while the gradient is computed one state for each number, and the activations of one step"
     reference = "Wengert 1964, forward accumulation"
 

@@ -88,6 +88,16 @@ class Pullback:
         parts = iter(found)
         return [next(parts) if leaf.requires_grad else None for leaf in leaves]
 
+    def through_measure(self, number: int, x: Tensor, x_next: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Cotangents of the states at both ends of a step from that of the sum over the steps."""
+        record, before = self.record, self.stats.nfe_backward
+        with torch.enable_grad():
+            leaves = leaf(x), leaf(x_next)
+            value = record.measured(number, *leaves)
+        self.stats.vjps += self.stats.nfe_backward - before
+        start, end = self.through(record.spans[number].piece, [(value, record.seed)], leaves)
+        return start, end
+
     def add(self, piece: int, found: Sequence[Tensor | None]) -> None:
         """Add to the gradients of the tensors that F uses on a piece."""
         for index, part in zip(self.record.inputs.of[piece], found, strict=True):

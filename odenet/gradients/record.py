@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +25,8 @@ class Record:
         times: times of the outputs.
         spans: the accepted steps.
         memory_times: for each step, the times that belong to the memory it was given.
+        measure: what is summed over the steps, from the states at both ends of each; None if nothing is.
+        seed: cotangent of that sum on the way back; None where there is none.
     """
 
     problem: Problem
@@ -33,6 +35,8 @@ class Record:
     times: list[float] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     memory_times: list[tuple[float, ...]] = field(default_factory=list)
+    measure: Callable[[Problem, Span, Tensor, Tensor], Tensor] | None = None
+    seed: Tensor | None = None
 
     def add(self, trial: Trial) -> list[Tensor]:
         """Add an accepted step; returns what it started from: the state, and the memory unless it was made there."""
@@ -75,6 +79,11 @@ class Record:
         trial = self.stepper.step(f, span, x, memory)
         outputs = states_at(self.stepper, f, trial, [self.times[i] for i in due])
         return [trial.x_next, *(() if self.ends(number) else trial.memory.tensors)], outputs
+
+    def measured(self, number: int, x: Tensor, x_next: Tensor) -> Tensor:
+        """What step `number`, from x to x_next, adds to the sum over the steps."""
+        assert self.measure is not None
+        return self.measure(self.problem, self.spans[number], x, x_next)
 
     @torch.no_grad()
     def advance(self, start: Sequence[Tensor], number: int, until: int) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -53,6 +54,7 @@ class Replayed:
     exact = True
     backends: tuple[str, ...] = ("native",)
     own_steps = True
+    sums = True  # whether its sweep differentiates sums over the steps on the way back
     memory: str
     reference: str
 
@@ -81,20 +83,47 @@ class Replayed:
             return gradients["autograd"].solve(problem)
         inputs = Inputs(problem)
         record, sweep = Record(problem, problem.stepper, inputs), self.sweep(problem)
+        ends, summed = problem.ends, Sum()
+        if ends is not None and self.sums:
+            problem.ends, record.measure = None, partial(ends.measure, unpack=ends.unpack)
 
         def watch(trial: Trial) -> None:
             sweep.keep(record, record.add(trial), trial)
+            if record.measure is not None:
+                summed.add(record, trial)
 
         problem.field.observer = inputs.observe
         with torch.no_grad():
             solution = integrate(problem, watch)
         problem.field.observer = None
-        kept = sweep.kept()
+        kept, total = sweep.kept(), summed.total
+        if ends is not None:
+            ends.total = total
         if not needs_gradient(problem, inputs):
             return solution
         record.times = solution.times
-        states = _Replay.apply(record, sweep, kept, solution.states, problem.x0, *inputs.tensors)
+        outputs = solution.states if total is None else [*solution.states, total]
+        states = [*_Replay.apply(record, sweep, kept, outputs, problem.x0, *inputs.tensors)]
+        if ends is not None and total is not None:
+            ends.total = states.pop()
         return Solution(states, solution.times, solution.stats, error=solution.error, hits=solution.hits)
+
+
+class Sum:
+    """A sum over the steps, added up while they are taken; no graph, and no trace in F."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, record: Record, trial: Trial) -> None:
+        """Add what an accepted step has to say."""
+        field = record.problem.field
+        observer, field.observer = field.observer, None
+        with field.consistency.recomputation():
+            value = record.measured(len(record.spans) - 1, trial.x, trial.x_next)
+        field.observer = observer
+        self.total = value if self.total is None else self.total + value
 
 
 class _Replay(torch.autograd.Function):
@@ -113,6 +142,8 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         record: Record = ctx.record
         x0, *saved = ctx.saved_tensors
+        if record.measure is not None:
+            cotangents, record.seed = cotangents[:-1], cotangents[-1]
         if torch.is_grad_enabled():
             return None, None, None, None, *differentiable_again(record, x0, ctx.tensors, cotangents)
         with record.problem.field.recompute():
@@ -134,7 +165,8 @@ def differentiable_again(
 ) -> tuple[Tensor | None, ...]:
     """The same gradients with a graph of their own, for second derivatives: all steps again, on the tape."""
     start = [x0 if x0.requires_grad else x0.detach().requires_grad_()]
-    states = [x0] * len(cotangents)
+    states: list[Tensor] = [x0] * len(cotangents)
+    total: Tensor | None = None
     with record.problem.field.recompute():
         for number, due in enumerate(record.due()):
             before = start
@@ -142,7 +174,10 @@ def differentiable_again(
             record.inputs.check(record.spans[number].piece, [*start, *outputs], *before)
             for index, output in zip(due, outputs, strict=True):
                 states[index] = output
-    pairs = [(s, g) for s, g in zip(states, cotangents, strict=True) if g is not None and s.requires_grad]
+            if record.seed is not None:
+                total = plus(total, record.measured(number, before[0], start[0]))
+    roots = [*zip(states, cotangents, strict=True), *([] if total is None else [(total, record.seed)])]
+    pairs = [(s, g) for s, g in roots if g is not None and s.requires_grad]
     inputs = [t for t in (x0, *tensors) if t.requires_grad]
     grads = vjp([state for state, _ in pairs], inputs, [g for _, g in pairs], create_graph=True)
     found = dict(zip(map(id, inputs), grads, strict=True))

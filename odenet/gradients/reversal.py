@@ -155,6 +155,11 @@ class Reversal:
                 found = _inside(pullback, span, start, state, times, seeds)
                 more, at_end = found[: len(start)], found[len(start) :]
                 a = [plus(p, q) for p, q in zip(a, at_end, strict=True)]
+            if record.seed is not None:
+                start = undo.invert(span, state)
+                at_start, at_end = pullback.through_measure(number, start[0], state[0])
+                a[0] = plus(a[0], at_end)
+                more = [plus(more[0] if more else None, at_start), *more[1:]]
             state, a = undo.step(span, state, a)
             a = [plus(p, q) for p, q in zip_longest(a, more)]
             record.problem.stats.steps_backward += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,50 +12,62 @@ from torch import Tensor
 from odenet.gradients.inputs import Inputs, vjp
 from odenet.gradients.pullback import leaf
 from odenet.regularisers.estimates import Estimate, Step
-from odenet.solvers.ends import StepEnds
+from odenet.solvers.ends import StepEnds, Unpack
 from odenet.solvers.problem import Problem, transforms
 from odenet.solvers.registry import solvers
+from odenet.solvers.stepper import Span
 
-Measure = Callable[[Tensor, Tensor], Tensor]
 
-
-def measured(ends: StepEnds, estimates: Sequence[Estimate], show: Callable[[Tensor], Tensor]) -> Tensor:
-    """Σ_n |h_n| estimate_i(step n) for each sample.
-
-    With gradient="autograd" the steps that are taken again stay on the tape; with any other method they leave nothing,
-    and are taken once more, one at a time, on the way back. Running statistics see none of it.
+class Estimates:
+    """Estimates of a step, |h| times each: what is summed over the steps of a solve.
 
     Args:
-        ends: the accepted steps and the states at their ends, differentiable.
         estimates: what is asked of each step.
-        show: the part of a state that counts.
-
-    Returns:
-        Shape (batch, estimates).
     """
+
+    def __init__(self, estimates: Sequence[Estimate]):
+        self.estimates = estimates
+
+    def __call__(self, problem: Problem, span: Span, x: Tensor, x_next: Tensor, unpack: Unpack | None) -> Tensor:
+        """Shape (batch, estimates); the step is taken again from x."""
+        show = _whole if unpack is None else lambda packed: unpack(packed)[0]
+        stepper = solvers[problem.scheme.solver].prepare(problem)
+        step = Step(stepper, problem.field.piece(span.piece), span, x, x_next, show)
+        return torch.stack([estimate(step) for estimate in self.estimates], 1) * abs(span.h)
+
+
+def total_of(ends: StepEnds, count: int) -> Tensor:
+    """The sum over the steps of a solve, (batch, count).
+
+    Where the gradient method has not summed it, it is summed here from the states at the ends of the steps. With
+    gradient="autograd" the steps that are taken again stay on the tape; with any other they leave nothing, and are
+    taken once more, one at a time, on the way back. Running statistics see none of it.
+    """
+    if ends.total is not None:
+        return ends.total
     problem = ends.problem
     assert problem is not None
-    stepper, x = solvers[problem.scheme.solver].prepare(problem), problem.x0
-    total = x.new_zeros(len(x), len(estimates), dtype=x.dtype.to_real())
+    x, parts = problem.x0, []
     taped = problem.scheme.gradient == "autograd" or bool(transforms())
     inputs = None if taped else Inputs(problem)
     with problem.field.consistency.recomputation():  # evaluations of the forward pass that leave no trace in F
         for span, x_next in zip(ends.spans, ends.states, strict=True):
-            f = problem.field.piece(span.piece)
-
-            def measure(x: Tensor, x_next: Tensor, f: Any = f, span: Any = span) -> Tensor:
-                step = Step(stepper, f, span, x, x_next, show)
-                return torch.stack([estimate(step) for estimate in estimates], 1) * abs(span.h)
-
+            measure = partial(ends.measure, problem, span, unpack=ends.unpack)
             if inputs is None:
-                total = total + measure(x, x_next)
+                parts.append(measure(x, x_next))
             else:
-                total = total + _recomputed(problem, inputs, span.piece, measure, x, x_next)
+                parts.append(_recomputed(problem, inputs, span.piece, measure, x, x_next))
             x = x_next
-    return total
+    return torch.stack(parts).sum(0) if parts else x.new_zeros(len(x), count, dtype=x.dtype.to_real())
 
 
-def _recomputed(problem: Problem, inputs: Inputs, piece: int, measure: Measure, x: Tensor, x_next: Tensor) -> Tensor:
+def _whole(x: Tensor) -> Tensor:
+    return x
+
+
+def _recomputed(
+    problem: Problem, inputs: Inputs, piece: int, measure: Callable[[Tensor, Tensor], Tensor], x: Tensor, x_next: Tensor
+) -> Tensor:
     return _Recomputed.apply(problem, inputs, piece, measure, x, x_next, *inputs.piece(piece))  # pyright: ignore[reportReturnType]
 
 
@@ -67,7 +80,7 @@ class _Recomputed(torch.autograd.Function):
         problem: Problem,
         inputs: Inputs,
         piece: int,
-        measure: Measure,
+        measure: Callable[[Tensor, Tensor], Tensor],
         x: Tensor,
         x_next: Tensor,
         *tensors: Tensor,

@@ -11,7 +11,7 @@ from torch import Tensor
 from odenet.depth import DepthWeights
 from odenet.errors import InputError
 from odenet.regularisers.estimates import Estimate
-from odenet.regularisers.measured import measured
+from odenet.regularisers.measured import Estimates, total_of
 from odenet.regularisers.registry import regularisers
 from odenet.run import run
 from odenet.solvers import Scheme, Solution
@@ -73,7 +73,7 @@ def penalised(
     Estimates of steps are summed, Σ_i factor_i mean_b Σ_n |h_n| ρ_i(step n): each step is taken again from its start.
 
     The state takes the steps that it takes without them: they are left out of the error norm. Their gradient is as
-    exact as the gradient method. For estimates the state at the end of each step is kept, whatever the method.
+    exact as the gradient method, and takes no more of its memory than one step does.
 
     Args:
         weights: F with its weights over depth.
@@ -94,7 +94,7 @@ def penalised(
     integrals = [name for name in factors if name not in estimates]
     for estimate in estimates.values():
         estimate.check(scheme)
-    ends = StepEnds() if estimates else None
+    ends = StepEnds(Estimates(list(estimates.values()))) if estimates else None
     direction = 1.0 if float(interval[1]) >= float(interval[0]) else -1.0
     parts: dict[str, Tensor] = {}
     if integrals:
@@ -108,11 +108,10 @@ def penalised(
         unpacked = [whole.unpacked(packed) for packed in whole.states]
         solution = Solution([part[0] for part in unpacked], whole.times, whole.stats, error=whole.error)
         parts |= zip(integrals, direction * unpacked[-1][1].mean(0), strict=True)
-        show = lambda packed: whole.unpacked(packed)[0]  # noqa: E731
     else:
-        solution, show = run(weights, x, interval, scheme, ts, args, ends=ends), lambda x: x
+        solution = run(weights, x, interval, scheme, ts, args, ends=ends)
     if ends is not None:
-        parts |= zip(estimates, measured(ends, list(estimates.values()), show).mean(0), strict=True)
+        parts |= zip(estimates, total_of(ends, len(estimates)).mean(0), strict=True)
     return solution, torch.stack([factor * parts[name] for name, factor in factors.items()]).sum()
 
 

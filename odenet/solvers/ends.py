@@ -1,9 +1,10 @@
-"""The states at the ends of the accepted steps, as outputs of a solve: differentiable under every gradient method."""
+"""What is asked of each accepted step: a sum over them, or the states at their ends as outputs of the solve."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -14,17 +15,46 @@ if TYPE_CHECKING:
     from odenet.solvers.loop import Outputs
     from odenet.solvers.problem import Problem
 
+Unpack = Callable[[Tensor], Any]
+
+
+class Measure(Protocol):
+    """What is summed over the steps of a solve."""
+
+    def __call__(self, problem: Problem, span: Span, x: Tensor, x_next: Tensor, unpack: Unpack | None) -> Tensor:
+        """(batch, measures).
+
+        Args:
+            problem: what is being solved.
+            span: the step.
+            x: the state at its start.
+            x_next: at its end.
+            unpack: from the state that is walked to the one that was given, if they differ.
+        """
+        ...
+
 
 class StepEnds:
-    """The accepted steps of a native solve without events, and the states between which they went.
+    """The accepted steps of a native solve without events, and what is to be summed over them.
+
+    A gradient method that walks back step by step sums on the way and differentiates on the way back, and keeps nothing
+    for it. Any other gives the states at the ends of the steps, as differentiable as its outputs, to be summed then.
+
+    Args:
+        measure: what is summed.
 
     Attributes:
+        total: the sum, (batch, measures), where the gradient method has taken it.
+        unpack: as `measure` is given it.
         problem: what was solved, once it has been.
         spans: the accepted steps.
         states: the state that each of them ended in.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, measure: Measure) -> None:
+        self.measure = measure
+        self.total: Tensor | None = None
+        self.unpack: Unpack | None = None
         self.problem: Problem | None = None
         self.spans: list[Span] = []
         self.states: list[Tensor] = []
@@ -45,6 +75,8 @@ class StepEnds:
 
     def take(self, problem: Problem, solution: Solution) -> Solution:
         """Take the states from a solution; returns it with the outputs that were asked for."""
+        if self.total is not None:
+            return solution
         self.problem = problem
         self.states = [solution.states[i] for i in self._at]
         left = [i for i in range(len(solution.states)) if i not in self._added]

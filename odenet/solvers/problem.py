@@ -50,7 +50,7 @@ class Problem:
         stats: what happened so far.
         callbacks: told of every step of a native solver.
         backward_callbacks: told of every step that a native adjoint takes on the way back.
-        ends: gathers the accepted steps and the states at their ends.
+        ends: sums over the accepted steps, or gathers the states at their ends.
 
     Raises:
         InputError: a value that cannot be used.

@@ -186,3 +186,68 @@ def test_what_cannot_be_estimated_is_refused_in_words():
         odenet.ODEBlock(Linear(), "alf", regularisers={"local_error": 1.0})
     with pytest.raises(InputError, match="which backend='native' knows, got backend='torchdiffeq'"):
         odenet.ODEBlock(Linear(), backend="torchdiffeq", regularisers={"stiffness": 1.0})
+
+
+SUMMED = [("checkpoint", "dopri5"), ("stagewise", "dopri5"), ("mali", "alf"), ("reversible_heun", "reversible_heun"),
+          ("reversible", "bosh3"), ("momentum", "euler"), ("forward", "heun2")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("gradient", "solver"), SUMMED)
+@pytest.mark.parametrize("weights", ["tied", "untied"])
+def test_sums_over_steps_are_as_exact_as_the_gradient_method(gradient, solver, weights):
+    """As backprop through the same steps, for a loss of outputs inside and at the ends of steps, and of the sum."""
+    torch.manual_seed(0)
+    F = odenet.residual.MLP(2, width=3, layers=1, norm="none", time="none").double()
+    x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    names = ["stiffness"] if solver in ("alf", "reversible_heun") else ["local_error", "stiffness"]
+    options = {"backward": "autograd"} if gradient in ("reversible", "momentum") else None
+    own_options = {"limit": 200} if gradient == "forward" else None
+    scheme = {"steps": 4, "regularisers": dict.fromkeys(names, 1.0)}
+    own = odenet.ODEBlock(F, solver, weights=weights, gradient=gradient, gradient_options=own_options, **scheme)
+    taped = gradient if options else "autograd"
+    twin = odenet.ODEBlock(own.weights, solver, gradient=taped, gradient_options=options, **scheme)
+    found = []
+    for block in (own, twin):
+        ys = block.trajectory(x, [0.1, 0.5, 1.0])
+        loss = ys.square().sum() + 3 * odenet.take_penalties(block)[0]
+        inputs = [x, *own.parameters()]
+        found.append((loss, *torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "solver"), [(g, s) for g, s in SUMMED if g not in ("checkpoint", "stagewise", "forward")]
+)
+def test_a_method_of_constant_memory_stays_one(gradient, solver):
+    def held(steps):
+        F = odenet.residual.MLP(2, width=3, layers=1, norm="none", time="none").double()
+        x = torch.randn(64, 2, dtype=torch.float64, requires_grad=True)
+        block = odenet.ODEBlock(F, solver, steps=steps, gradient=gradient, regularisers={"stiffness": 1.0})
+        with odenet.training.SavedTensorMeter(exclude=[x, *F.parameters()]) as meter:
+            y = block(x)
+            loss = y.square().sum() + odenet.take_penalties(block)[0]
+            forward = meter.live
+            loss.backward()
+        assert meter.live == 0
+        return forward, meter.peak
+
+    few, many = held(4), held(40)
+    assert few == many and few[0] <= 4 * 64 * 2 * 8
+
+
+def test_a_solve_with_sums_is_freed_at_once():
+    import gc
+    import weakref
+
+    F = odenet.residual.MLP(2, width=3).double()
+    block = odenet.ODEBlock(F, "dopri5", steps=3, regularisers={"local_error": 1.0})
+    gc.collect()
+    gc.disable()
+    try:
+        y = block(torch.randn(4, 2, dtype=torch.float64))
+        odenet.take_penalties(block)
+        gone = weakref.ref(y.grad_fn)
+        del y
+        assert gone() is None
+    finally:
+        gc.enable()
