@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,16 +24,22 @@ from odenet.solvers.stepper import NOTHING, Memory, Trial
 def check_per_sample(scheme: Scheme) -> None:
     """Raise `InputError` if the gradient method does not know steps of each sample's own."""
     able = [name for name, method in gradients.items() if hasattr(method, "solve_samples")]
+    check: Any = getattr(gradients[scheme.gradient], "check_samples", None)
+    if check is not None:
+        return check(scheme)
     if scheme.gradient not in able:
         raise InputError(
             f"gradient={scheme.gradient!r} walks steps that all samples share; with per_sample=True use "
-            f"{' or '.join(map(repr, able))}"
+            f"{', '.join(map(repr, able[:-1]))} or {able[-1]!r}"
         )
     if scheme.gradient_options:
         raise InputError(
             f"with per_sample=True gradient={scheme.gradient!r} takes no gradient_options, got "
             f"{', '.join(map(str, scheme.gradient_options))}"
         )
+
+
+StepBack = Callable[..., list[Tensor | None]]
 
 
 @dataclass(slots=True)
@@ -63,9 +69,11 @@ class SampleRecord:
     Args:
         problem: what was solved.
         inputs: the tensors that F uses.
+        step_back: the way back over the steps of a round, as `whole_step`, which is the default.
     """
 
-    def __init__(self, problem: SampleProblem, inputs: Inputs):
+    def __init__(self, problem: SampleProblem, inputs: Inputs, step_back: StepBack | None = None):
+        self.step_back = step_back or whole_step
         self.problem, self.inputs, self.stepper = problem, inputs, problem.stepper
         self.rounds: list[Round | Sequence[Take]] = []
         self.kept: list[Tensor] = []
@@ -81,13 +89,16 @@ class SampleRecord:
         self.rounds.append(Round(step.f.samples, step.f.segments, step.spans.host, fresh, takes, len(memory)))
         self.kept += [step.trial.x, *memory]
 
+    def where(self, done: Round, x: Tensor) -> tuple[Rows, Any]:
+        """F for the samples of a round, and where their steps go."""
+        t, t_next, *step = done.times
+        return self.problem.field.on(done.samples, done.segments), Spans(t, t_next, x, *step)
+
     def redo(self, number: int, x: Tensor, memory: Sequence[Tensor]) -> tuple[Trial, Rows, list[tuple[Take, Tensor]]]:
         """The steps of a round again: where they go, F for them, and the values inside them."""
         done = self.rounds[number]
         assert isinstance(done, Round)
-        f = self.problem.field.on(done.samples, done.segments)
-        t, t_next, *step = done.times
-        span: Any = Spans(t, t_next, x, *step)
+        f, span = self.where(done, x)
         given = NOTHING
         if done.fresh is not None:
             given = Memory(tuple(memory))
@@ -107,7 +118,7 @@ class SampleRecord:
         return trial, f, [(take, interior.at(take.rows, take.t)) for take in inside if take.t is not None]
 
 
-def replay_samples(problem: SampleProblem) -> SampleSolution:
+def replay_samples(problem: SampleProblem, step_back: StepBack | None = None) -> SampleSolution:
     """Solve `problem` so that its states can be differentiated with one round's graph in memory.
 
     Each sample's gradient is that of its own accepted steps; the steps of a sample that was done are not redone for
@@ -116,7 +127,7 @@ def replay_samples(problem: SampleProblem) -> SampleSolution:
     if not torch.is_grad_enabled():
         return integrate_samples(problem)
     inputs = Inputs(problem)  # pyright: ignore[reportArgumentType]
-    record = SampleRecord(problem, inputs)
+    record = SampleRecord(problem, inputs, step_back)
     problem.field.observe(inputs.observe)
     with torch.no_grad():
         solution = integrate_samples(problem, record.watch)
@@ -165,28 +176,20 @@ def back(record: SampleRecord, x0: Tensor, kept: list[Tensor], cotangent: Tensor
         done = record.rounds[number]
         if not isinstance(done, Round):
             for take in done:
-                a.index_add_(0, take.rows.to(a.device), _of(cotangent, take))
+                a.index_add_(0, take.rows.to(a.device), of_take(cotangent, take))
             continue
         samples = done.samples.to(a.device)
         for take in done.takes:
             if take.t is None:
-                a.index_add_(0, done.samples[take.rows].to(a.device), _of(cotangent, take))
+                a.index_add_(0, done.samples[take.rows].to(a.device), of_take(cotangent, take))
         start = [kept.pop() for _ in range(done.memories + 1)][::-1]
         a_memory = a_memory or [torch.zeros_like(x0) for _ in range(done.memories)]
-        before = stats.nfe_backward
-        with torch.enable_grad():
-            leaves = [part.detach().requires_grad_() for part in start]
-            trial, f, inside = record.redo(number, leaves[0], leaves[1:])
-        stats.vjps += stats.nfe_backward - before
         stats.steps_backward += 1
         seeds = [a.index_select(0, samples), *(part.index_select(0, samples) for part in a_memory)]
-        pairs = [
-            *zip([trial.x_next, *trial.memory.tensors], seeds, strict=True),
-            *((x, _of(cotangent, take)) for take, x in inside),
-        ]
-        back = _pull(record, f.pieces, pairs, leaves, found)
+        start = [part.detach() for part in start]
+        back = record.step_back(record, number, start, seeds, cotangent, found)
         for whole, part in zip([a, *a_memory], back, strict=True):
-            part = torch.zeros_like(leaves[0]) if part is None else part
+            part = torch.zeros_like(start[0]) if part is None else part
             whole.index_copy_(0, samples, part)
     samples, count = record.start
     if count:
@@ -194,11 +197,43 @@ def back(record: SampleRecord, x0: Tensor, kept: list[Tensor], cotangent: Tensor
     return a, found
 
 
-def _of(cotangent: Tensor, take: Take) -> Tensor:
+def whole_step(
+    record: SampleRecord,
+    number: int,
+    start: list[Tensor],
+    seeds: list[Tensor],
+    cotangent: Tensor,
+    found: list[Tensor | None],
+) -> list[Tensor | None]:
+    """Cotangents of what the steps of a round started from, through the graph of the whole step.
+
+    Args:
+        record: of the forward pass.
+        number: the round.
+        start: state and memory.
+        seeds: cotangents of the states and memories that the steps ended in.
+        cotangent: of the values of the answer.
+        found: gradients of the tensors that F uses, to be added to.
+    """
+    stats = record.problem.stats
+    before = stats.nfe_backward
+    with torch.enable_grad():
+        leaves = [part.requires_grad_() for part in start]
+        trial, f, inside = record.redo(number, leaves[0], leaves[1:])
+    stats.vjps += stats.nfe_backward - before
+    pairs = [
+        *zip([trial.x_next, *trial.memory.tensors], seeds, strict=True),
+        *((x, of_take(cotangent, take)) for take, x in inside),
+    ]
+    return pull(record, f.pieces, pairs, leaves, found)
+
+
+def of_take(cotangent: Tensor, take: Take) -> Tensor:
+    """The part of the values' cotangent that belongs to a take."""
     return cotangent[take.first : take.first + len(take.rows)]
 
 
-def _pull(
+def pull(
     record: SampleRecord,
     pieces: Sequence[int],
     pairs: Sequence[tuple[Tensor, Tensor]],
@@ -229,16 +264,16 @@ def differentiable_again(
         pieces.append((x0.index_select(0, samples.to(x0.device)), cotangent[:count]))
     for number, done in enumerate(record.rounds):
         if not isinstance(done, Round):
-            pieces += [(x.index_select(0, take.rows.to(x.device)), _of(cotangent, take)) for take in done]
+            pieces += [(x.index_select(0, take.rows.to(x.device)), of_take(cotangent, take)) for take in done]
             continue
         index = done.samples.to(x.device)
         memory = memory or [torch.zeros_like(x0) for _ in range(done.memories)]
         trial, f, inside = record.redo(number, x.index_select(0, index), [m.index_select(0, index) for m in memory])
         record.inputs.check(f.pieces[0], [trial.x_next], x, x0, *(t for p in f.pieces for t in record.inputs.piece(p)))
-        pieces += [(value, _of(cotangent, take)) for take, value in inside]
+        pieces += [(value, of_take(cotangent, take)) for take, value in inside]
         for take in done.takes:
             if take.t is None:
-                pieces.append((trial.x_next.index_select(0, take.rows.to(x.device)), _of(cotangent, take)))
+                pieces.append((trial.x_next.index_select(0, take.rows.to(x.device)), of_take(cotangent, take)))
         x = x.index_copy(0, index, trial.x_next)
         memory = [m.index_copy(0, index, part) for m, part in zip(memory, trial.memory.tensors, strict=False)]
     pieces = [(value, seed) for value, seed in pieces if value.requires_grad]

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from odenet.gradients.checkpoint import StoredStates, check_checkpoints, stored_states
+from odenet.gradients.per_sample import replay_samples
 from odenet.gradients.pullback import Evaluation, Pullback, plus
 from odenet.gradients.registry import gradients
 from odenet.gradients.replay import Cotangents, Replayed
+from odenet.gradients.sample_stages import stage_by_stage
 from odenet.solvers.explicit import ExplicitRungeKutta, combine
+from odenet.solvers.per_sample import SampleProblem, SampleSolution
 from odenet.solvers.problem import Problem
 from odenet.solvers.registry import solvers
 from odenet.solvers.stepper import Span, Trial
@@ -45,6 +48,10 @@ class Stagewise(Replayed):
 
     def sweep(self, problem: Problem) -> StoredStates:
         return stored_states(problem, step_back)
+
+    def solve_samples(self, problem: SampleProblem) -> SampleSolution:
+        """Solve `problem`, each sample with its own steps, so that its states can be differentiated."""
+        return replay_samples(problem, stage_by_stage)
 
 
 def explicit_runge_kutta() -> list[str]:
