@@ -9,10 +9,12 @@ import torch
 
 from odenet.errors import InputError, UnknownNameError
 from odenet.gradients import torchdiffeq_adjoint
-from odenet.gradients.backsolve import Backsolve, backward_scheme
+from odenet.gradients.backsolve import KEPT, Backsolve, backward_scheme
 from odenet.gradients.inputs import Inputs, needs_gradient
 from odenet.gradients.registry import check_solver, gradients
+from odenet.gradients.sample_adjoint import adjoint_samples
 from odenet.solvers.explicit import ExplicitRungeKutta
+from odenet.solvers.per_sample import SampleProblem, SampleSolution
 from odenet.solvers.problem import Problem
 from odenet.solvers.registry import backends, solvers
 from odenet.solvers.scheme import Scheme, check_options, check_tolerance
@@ -20,6 +22,7 @@ from odenet.solvers.solution import Solution
 
 NORMS = ("seminorm", "full")
 OPTIONS = ("norm", "adjoint_solver", "adjoint_rtol", "adjoint_atol", "adjoint_options")
+SAMPLE_OPTIONS = (*OPTIONS, "quadrature")
 NATIVE_OPTIONS = (*OPTIONS, "adjoint_steps", "quadrature", "adjoint_params")
 
 
@@ -87,6 +90,31 @@ class Adjoint:
             else:
                 check_solver("adjoint", back, self.solvers())
         self._check_quadrature(back, options)
+
+    def check_samples(self, scheme: Scheme) -> None:
+        """Raise `InputError` if samples with their own steps cannot be walked back as the options say."""
+        options = scheme.gradient_options
+        check_options("option of gradient='adjoint' with per_sample=True", options, SAMPLE_OPTIONS)
+        back = backward_scheme(scheme, options)
+        if back.backend != "native" or not isinstance(solvers[back.solver], ExplicitRungeKutta):
+            raise InputError(
+                "with per_sample=True gradient='adjoint' adds the parameters' gradient up over the stages of an "
+                f"explicit Runge-Kutta method, which {back.solver!r} is not; name one as adjoint_solver"
+            )
+        if not back.adaptive and back.grid != KEPT:
+            raise InputError(
+                "with per_sample=True gradient='adjoint' walks back over the steps of the solve, or adaptively; leave "
+                "steps, step_size and grid out of adjoint_options"
+            )
+        if options.get("norm") == "full" or options.get("quadrature") is False:
+            raise InputError(
+                "with per_sample=True the parameters' gradient of gradient='adjoint' is a quadrature, so that no "
+                "sample's steps depend on the others; leave out norm='full' and quadrature=False"
+            )
+
+    def solve_samples(self, problem: SampleProblem) -> SampleSolution:
+        """Solve `problem`, each sample with its own steps, forwards and backwards."""
+        return adjoint_samples(problem)
 
     def _check_partner(self, scheme: Scheme) -> None:
         if solvers[scheme.solver].partitioned:

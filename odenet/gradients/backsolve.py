@@ -51,7 +51,7 @@ class Backsolve(torch.autograd.Function):
         with torch.no_grad():
             found = WayBack(ctx.problem, ctx.inputs, ctx.times, states).gradients(cotangents)
         if torch.is_grad_enabled():
-            found = _Once.apply(len(found), *found, ctx.problem.x0, *tensors, *cotangents)
+            found = Once.apply(len(found), *found, ctx.problem.x0, *tensors, *cotangents)
         return None, None, None, None, *found
 
 
@@ -193,7 +193,7 @@ def backward_scheme(scheme: Scheme, options: Mapping[str, Any]) -> Scheme:
     return scheme.but(**changes | more)
 
 
-class _Once(torch.autograd.Function):
+class Once(torch.autograd.Function):
     """The first gradients as they are, and a clear word when they are to be differentiated."""
 
     @staticmethod

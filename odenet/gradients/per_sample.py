@@ -234,7 +234,7 @@ def of_take(cotangent: Tensor, take: Take) -> Tensor:
 
 
 def pull(
-    record: SampleRecord,
+    record: Any,
     pieces: Sequence[int],
     pairs: Sequence[tuple[Tensor, Tensor]],
     leaves: Sequence[Tensor],

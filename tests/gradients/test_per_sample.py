@@ -10,7 +10,8 @@ from odenet.gradients import gradients
 from odenet.solvers import solvers
 from tests.oracles.families import marks
 
-METHODS = [name for name, method in gradients.items() if hasattr(method, "solve_samples")]
+ABLE_METHODS = [name for name, method in gradients.items() if hasattr(method, "solve_samples")]
+METHODS = [name for name in ABLE_METHODS if gradients[name].exact]
 ABLE = [name for name, stepper in solvers.items() if stepper.per_sample and stepper.adaptive]
 HOW = {"rtol": 1e-4, "atol": 1e-4}
 T1 = torch.tensor([1.0, 0.4, -0.7, 0.0, 1.3], dtype=torch.float64)
@@ -87,16 +88,14 @@ def test_the_gradient_is_the_sum_of_those_of_each_sample_alone(gradient, solver,
     if gradient == "stagewise":  # two evaluations a stage; outputs inside a step some more
         assert 0 < solution.stats.vjps <= solution.stats.nfe_backward and int(backward[3]) == 0
         assert (backward <= 2 * forward + 20 * len(solution.ys)).all()
-    elif (
-        gradient == "checkpoint"
-    ):  # the accepted stages again: rejected steps and done samples cost nothing
+    elif gradient == "checkpoint":  # the accepted stages again: rejected steps and done samples cost nothing
         assert 0 < solution.stats.vjps <= solution.stats.nfe_backward
         assert (backward <= forward + 3 * pieces).all() and int(backward[3]) == 0
     else:
         assert int(backward.sum()) == 0
 
 
-@pytest.mark.parametrize("gradient", METHODS)
+@pytest.mark.parametrize("gradient", ABLE_METHODS)
 def test_gradients_of_states_at_events_and_of_their_times(gradient):
     """x' = -k x reaches 1/2 at t* = log(2 x0) / k, each sample at its own time."""
     k = torch.tensor([[1.0], [3.0], [2.0], [0.1]], dtype=torch.float64, requires_grad=True)
@@ -119,7 +118,7 @@ def test_gradients_of_states_at_events_and_of_their_times(gradient):
     torch.testing.assert_close(last[3, 0], torch.exp(-2 * k[3, 0]).detach(), rtol=1e-7, atol=0)
 
 
-@pytest.mark.parametrize("gradient", METHODS)
+@pytest.mark.parametrize("gradient", ABLE_METHODS)
 def test_a_sample_that_broke_down_leaves_the_gradients_of_the_others_finite_and_right(gradient):
     """x' = a sqrt(1 - x): NaN beyond 1, where the second sample goes."""
     a = torch.tensor([[0.3], [4.0], [0.5]], dtype=torch.float64, requires_grad=True)
@@ -172,7 +171,7 @@ def test_a_block_trains_and_keeps_no_graph_of_the_forward_pass():
         block.solution(x, dense=True)
 
 
-@pytest.mark.parametrize("gradient", METHODS)
+@pytest.mark.parametrize("gradient", ABLE_METHODS)
 def test_times_of_each_sample_have_the_gradients_that_they_have_alone(gradient):
     """t0, t1 and every output time: against each sample in a solve of its own, and against the closed form."""
     k = torch.tensor([[1.0], [-3.0], [2.0]], dtype=torch.float64)
@@ -200,3 +199,65 @@ def test_times_of_each_sample_have_the_gradients_that_they_have_alone(gradient):
     plain = odenet.solve(lambda t, x: -x, x0, (0.0, shared), per_sample=True, **how).last
     (got,) = torch.autograd.grad(plain.sum(), shared)
     torch.testing.assert_close(got, -(x0 * torch.exp(-shared.detach())).sum(), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_adjoint_walks_each_sample_back_by_itself_and_converges_to_the_exact_gradient(pieces, inside):
+    ts = torch.tensor([0.0, 0.21, 0.22, 0.8, 1.0], dtype=torch.float64)[:, None] * T1 if inside else None
+    own = {"per_sample": True, "per_sample_args": (0,), "ts": ts}
+
+    def gradients_of(gradient, tolerance, rows=slice(None), **more):
+        F, (x0, drive, shared) = make(pieces)
+        times = {} if ts is None else {"ts": ts[:, rows]}
+        solution = odenet.solve(
+            F, x0[rows], (0.0, T1[rows]), args=({"a": drive[rows]}, shared), gradient=gradient, rtol=tolerance,
+            atol=tolerance, **own | times, **more,
+        )  # fmt: skip
+        ys = torch.zeros(len(solution.ys), 5, 2, dtype=torch.float64)
+        ys[:, rows] = solution.ys
+        loss(ys)[rows].sum().backward()
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in (x0, drive, shared, *F.parameters())]
+        return found, solution.stats
+
+    exact, _ = gradients_of("checkpoint", 1e-10)
+    errors = []
+    for tolerance in (1e-4, 1e-6, 1e-8):
+        found, stats = gradients_of("adjoint", tolerance)
+        errors.append(max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, exact, strict=True)))
+    assert errors[2] < 1e-6 and errors[2] < errors[1] / 5 < errors[0] / 25
+    backward = stats.samples.nfe_backward
+    assert int(backward[3]) == 0 and len(set(backward.tolist())) > 2 and stats.steps_backward > 0
+    parts = []
+    for i in range(5):
+        mine, alone = gradients_of("adjoint", 1e-8, slice(i, i + 1))
+        assert int(alone.samples.nfe_backward[0]) == int(backward[i])  # what it costs alone
+        parts.append(mine)
+    for whole, *each in zip(found, *parts, strict=True):
+        torch.testing.assert_close(whole, torch.stack(each).sum(0), rtol=1e-9, atol=1e-9)
+
+
+def test_the_adjoint_of_given_steps_walks_back_over_them_and_says_what_it_cannot():
+    """h -> 0: the error falls like h^4 with rk4, each sample on its own interval."""
+    k = torch.tensor([[1.0], [-0.7], [2.0]], dtype=torch.float64, requires_grad=True)
+    x0 = torch.tensor([[1.0], [2.0], [0.5]], dtype=torch.float64, requires_grad=True)
+    t1 = torch.tensor([1.0, 2.0, -0.5], dtype=torch.float64)
+    F = lambda t, x, k: -k * torch.sin(x)  # noqa: E731
+    how = {"args": (k,), "per_sample": True, "per_sample_args": (0,)}
+    exact = torch.autograd.grad(odenet.solve(F, x0, (0.0, t1), rtol=1e-12, atol=1e-12, **how).last.sum(), (k, x0))
+    errors = []
+    for steps in (10, 20):
+        ends = odenet.solve(F, x0, (0.0, t1), solver="rk4", steps=steps, gradient="adjoint", **how).last
+        found = torch.autograd.grad(ends.sum(), (k, x0), create_graph=True)
+        errors.append(max(float((a - b).abs().max()) for a, b in zip(found, exact, strict=True)))
+    assert 12 < errors[0] / errors[1] < 20
+    with pytest.raises(odenet.errors.GradientError, match="no second derivatives"):
+        torch.autograd.grad(found[0].sum(), x0)
+    for options, message in (
+        ({"norm": "full"}, "no sample's steps depend on the others"),
+        ({"adjoint_solver": "alf"}, "explicit Runge-Kutta"),
+        ({"adjoint_options": {"steps": 5}}, "leave steps"),
+        ({"adjoint_params": [k]}, "adjoint_params"),
+    ):
+        with pytest.raises(odenet.errors.InputError, match=message):
+            odenet.solve(F, x0, gradient="adjoint", gradient_options=options, **how)

@@ -108,7 +108,7 @@ def test_a_sample_bounces_as_it_does_alone_to_the_last_bit_and_costs_what_it_cos
     assert int(whole.stats.samples.nfe.sum()) == rows and whole.stats.nfe < rows
 
 
-@pytest.mark.parametrize("gradient", ["autograd", "checkpoint"])
+@pytest.mark.parametrize("gradient", ["autograd", "checkpoint", "stagewise", "adjoint"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_gradients_through_the_times_of_bounces_and_through_the_updates(gradient, dtype):
     leaves = [HEIGHT.clone().to(dtype).requires_grad_(), KEPT.clone().to(dtype).requires_grad_()]
@@ -214,7 +214,7 @@ def test_trees_of_states_bounce_and_an_update_keeps_their_shape():
         odenet.solve(fall, dropped(HEIGHT), (0.0, T1), args=(KEPT,), event=wrong, **FINE)
 
 
-@pytest.mark.parametrize("gradient", ["autograd", "checkpoint"])
+@pytest.mark.parametrize("gradient", ["autograd", "checkpoint", "stagewise", "adjoint"])
 def test_parameters_that_F_holds_get_the_gradient_of_all_walks(gradient):
     """x' = -w, raised by 1 where it falls to 0: x(t1) = x0 - w t1 + the number of rises, dt*/dw known."""
     w = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)

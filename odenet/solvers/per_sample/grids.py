@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from odenet.errors import InputError
-from odenet.solvers.grid import check_grid, pieces_of_depth, spans_of, stepped_grid, uniform_grid
+from odenet.solvers.grid import RESOLUTION, check_grid, pieces_of_depth, spans_of, stepped_grid, uniform_grid
 from odenet.solvers.scheme import Scheme
 
 
@@ -60,6 +61,20 @@ class Grids:
         """How many steps of each sample end up to its time t, (batch,)."""
         later = self.times[self.index, 1:] * sign[:, None] > (t * sign)[:, None]
         return (~later).sum(1)
+
+    def back(self, samples: Tensor, t: Tensor, until: Tensor, batch: int) -> Grids:
+        """The same steps backwards, for some samples from t to `until`, where the first and the last may be shorter."""
+        rows: list[list[float]] = [[0.0]] * batch
+        for sample, a, b in zip(samples.tolist(), t.tolist(), until.tolist(), strict=True):
+            close = RESOLUTION * max(abs(a), abs(b))
+            low, high = min(a, b) + close, max(a, b) - close
+            inside = [s for s in self.times[self.index[sample]].unique().tolist() if low < s < high]
+            rows[sample] = [a, *(inside if a < b else reversed(inside)), b]
+        grids = copy.copy(self)
+        longest = max(map(len, rows))
+        grids.h, grids.index = None, torch.arange(batch)
+        grids.times = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows], dtype=torch.float64)
+        return grids
 
     def step(self, samples: Tensor, number: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Where step `number` of some samples ends if it begins at t, and its signed size."""
