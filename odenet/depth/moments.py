@@ -6,12 +6,14 @@ have had (basis φ) is
 
     B ∂L/∂C,   B = G_φ A G_ψ⁻¹,   A the projection from ψ to φ, G the Gram matrices,
 
-which is applied to first moments. Second moments v become (|B| √v)², never negative. Step counts stay.
+which is applied to first moments. Second moments v become (|B| √v)², never negative. Step counts stay. From and to
+low-rank weights the chain rule of the factors stands between (`rank_moments`).
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from typing import Any, NamedTuple
 
@@ -23,12 +25,14 @@ from odenet.depth.bases import Basis
 from odenet.depth.coefficients import mapped
 from odenet.depth.expansion import Expansion
 from odenet.depth.low_rank import LowRank
-from odenet.depth.projection import gram, transfer
+from odenet.depth.projection import gram, ones, transfer
+from odenet.depth.rank_moments import Factors
 from odenet.depth.weights import DepthWeights
 from odenet.errors import InputError
 
 SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
 UNSEEN = 1e-9
+PROFILE = "profile of "
 
 
 class Held(NamedTuple):
@@ -60,7 +64,7 @@ def held(weights: DepthWeights) -> dict[str, Held]:
     if isinstance(weights, LowRank):
         names = [name for name, _ in weights.F.named_parameters()]
         modes = {name: Held([p], True, False) for name, p in weights.F.named_parameters()}
-        return modes | {f"profile of {n}": Held([p], True) for n, p in zip(names, weights.profiles, strict=True)}
+        return modes | {PROFILE + n: Held([p], True) for n, p in zip(names, weights.profiles, strict=True)}
     if isinstance(weights, Expansion):
         return {name: Held([p], True) for name, p in weights.F.named_parameters()}
     layers = [weights.piece(i) for i in range(weights.pieces)]
@@ -106,8 +110,8 @@ def carry_optimizer(optimizer: Optimizer, old: nn.Module, new: nn.Module) -> Opt
     Momentum and Adam's first moments go along by the linear map of gradients between the two bases, second moments by
     the same map made non-negative, step counts as they are; coefficients that no gradient has touched begin with the
     mean second moment of the others. Where the weights were refined k times, each gradient is about k times smaller:
-    Adam goes on at the same speed, SGD does with a learning rate k times as large. Between low-rank weights of
-    different ranks, and between them and others, state starts anew.
+    Adam goes on at the same speed, SGD does with a learning rate k times as large. From and to low-rank weights moments
+    go by the chain rule of modes and profiles, as they are at the switch.
 
     Args:
         optimizer: any optimizer of torch; it is left as it is.
@@ -141,7 +145,7 @@ def _carry_weights(
     replaced: dict[nn.Parameter, list[nn.Parameter]],
 ) -> None:
     olds, news = held(before), held(after)
-    same_rank = getattr(before, "rank", None) == getattr(after, "rank", None)
+    same_rank = _rank(before) == _rank(after)
     everything = [p for slot in news.values() for p in slot.parameters]
     for name, slot in olds.items():
         target = news.get(name)
@@ -155,6 +159,9 @@ def _carry_weights(
         for parameter, entry in zip(target.parameters, entries, strict=True):
             if entry:
                 states[parameter] = entry
+    if not same_rank:
+        for name in [name for name in olds if name in news and not name.startswith(PROFILE)]:
+            states |= _across_ranks(optimizer, before, after, olds, news, name)
     found = {p for into in replaced.values() for p in into}
     missing = [p for p in everything if p not in found]
     if missing and olds:  # profiles that the old weights had none of: beside the first parameter
@@ -166,8 +173,7 @@ def _moved(states: Any, slot: Held, target: Held, old: Basis, new: Basis) -> lis
     """The state of each of the target's parameters."""
     keys = {key for p in slot.parameters if p in states for key in states[p]}
     entries: list[dict[str, Any]] = [{} for _ in target.parameters]
-    B = gram(new) @ transfer(old, new) @ torch.linalg.inv(gram(old))
-    B = torch.where(B.abs() < UNSEEN * B.abs().max(), 0.0, B)
+    B = _between(old, new)
     for key in sorted(keys):
         values = [states[p][key] for p in slot.parameters if p in states and states[p].get(key) is not None]
         if not values:
@@ -185,6 +191,76 @@ def _moved(states: Any, slot: Held, target: Held, old: Basis, new: Basis) -> lis
         for entry, part in zip(entries, target.split(value.clone()), strict=True):
             entry[key] = part
     return entries
+
+
+def _between(old: Basis, new: Basis) -> Tensor:
+    """B, (K, M)."""
+    B = gram(new) @ transfer(old, new) @ torch.linalg.inv(gram(old))
+    return torch.where(B.abs() < UNSEEN * B.abs().max(), 0.0, B)
+
+
+def _rank(weights: DepthWeights) -> int | None:
+    return weights.rank if isinstance(weights, LowRank) else None
+
+
+def _factors(weights: LowRank, slots: dict[str, Held], name: str, dtype: torch.dtype) -> Factors:
+    (modes,), (profiles,) = slots[name].parameters, slots[PROFILE + name].parameters
+    A = torch.cat([ones(weights.basis)[:, None].to(dtype), profiles.detach().cpu().to(dtype)], 1)
+    return Factors(A, modes.detach().cpu().to(dtype).flatten(1))
+
+
+def _across_ranks(
+    optimizer: Optimizer,
+    before: DepthWeights,
+    after: DepthWeights,
+    olds: dict[str, Held],
+    news: dict[str, Held],
+    name: str,
+) -> dict[Any, dict[str, Any]]:
+    """State of the new parameters of one tensor of F, where the rank changes: through that of full coefficients."""
+    states, slot, target = optimizer.state, olds[name], news[name]
+    first = next((p for p in slot.parameters if p in states), None)
+    if first is None:
+        return {}
+    dtype = torch.complex128 if first.is_complex() else torch.float64
+    G, B = gram(before.basis), _between(before.basis, after.basis)
+    new_profiles = news[PROFILE + name].parameters if isinstance(after, LowRank) else []
+    found: dict[Any, dict[str, Any]] = {p: {} for p in (*target.parameters, *new_profiles)}
+    means: Tensor | None = None
+    for key in sorted(states[first]):
+        value = states[first][key]
+        if key == "step" or not isinstance(value, Tensor) or value.shape != first.shape:
+            for entry in found.values():
+                entry[key] = value.clone() if isinstance(value, Tensor) else copy.copy(value)
+            continue
+        square, kind = key in SQUARES, dtype.to_real() if key in SQUARES else dtype
+        g = slot.read(states, key).cpu().to(kind).flatten(1)
+        if isinstance(before, LowRank):
+            factors = _factors(before, olds, name, dtype)
+            of_profiles = olds[PROFILE + name].read(states, key).cpu().to(kind)
+            g = factors.spread_squares(g, G).to(kind) if square else factors.spread(g, of_profiles, G)
+        g = _second(B, g) if square else mapped(B, {"": g})[""]
+        if isinstance(after, LowRank):
+            factors = _factors(after, news, name, dtype)
+            least = None if means is None else _agreed(optimizer, first) * means.abs() ** 2
+            parts = factors.pulled_squares(g, least) if square else factors.pulled(g)
+            means = parts[1] if key == "exp_avg" else means
+        else:
+            parts = (g,)
+        slots = [target, *([news[PROFILE + name]] if len(parts) > 1 else [])]
+        for of, part in zip(slots, parts, strict=True):
+            whole = part.reshape(-1, *(of.parameters[0].shape[1:] if of.stacked else of.parameters[0].shape))
+            for parameter, share in zip(of.parameters, of.split(whole), strict=True):
+                found[parameter][key] = share.to(parameter.device, value.dtype)
+    return found
+
+
+def _agreed(optimizer: Optimizer, parameter: nn.Parameter) -> float:
+    """Of Adam's moments, v / m² where all gradients were the same."""
+    group = next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
+    step = float(optimizer.state[parameter].get("step", math.inf))
+    first, second = group.get("betas", (0.0, 0.0))
+    return (1 - second**step) / (1 - first**step) ** 2
 
 
 def _second(B: Tensor, v: Tensor) -> Tensor:
