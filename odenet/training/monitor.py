@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from odenet.blocks import Block, blocks_of
-from odenet.diagnostics.path import evaluated, follow, norms, refined, relative, split
+from odenet.diagnostics.path import PLAIN, evaluated, follow, norms, refined, relative, split
 from odenet.diagnostics.survey import block_inputs
 from odenet.errors import InputError, OdenetError
 from odenet.models.swap import swap_blocks
 from odenet.solvers import Scheme
+from odenet.solvers.registry import solvers
 
 RAISED, LOWERED = 2, 1.1
 TIGHTER = 1e-2  # tolerances of the finer solver, times those of the block's own
@@ -90,7 +91,8 @@ class OdeMonitor:
 
         Returns:
             The measurements by name, none if none are due. "block0/defect", "block0/nfe", "block0/F" and
-            "block0/steps" or "block0/rtol" for each block; "score" and "score_finer". NaN where one cannot be had.
+            "block0/steps" or "block0/rtol" for each block, and "block0/native" where defect and ‖F‖ are those of a
+            native method beside the block's own; "score" and "score_finer". NaN where one cannot be had.
         """
         if epoch % self.every and epoch != epochs:
             return {}
@@ -149,7 +151,9 @@ def divided(scheme: Scheme, k: int) -> Scheme:
 def measure(block: Block, x: Tensor) -> Values:
     """What is measured of a block that starts from x, in evaluation mode.
 
-    NaN where a solve failed, and where steps cannot be halved (adaptive methods of other backends).
+    Adaptive methods of other backends take no given steps, so theirs cannot be halved: their defect and ‖F‖ are those
+    of the native method of that name and tolerance (dopri5, where there is none), which "native" says. NaN where a
+    solve failed.
     """
     scheme = block.scheme
     values: Values = {"defect": math.nan, "nfe": math.nan, "F": math.nan}
@@ -161,6 +165,10 @@ def measure(block: Block, x: Tensor) -> Values:
     try:
         end = block(x)
         values["nfe"] = float(block.stats.nfe)
+        if scheme.adaptive and scheme.backend != "native":
+            values["native"] = 1.0
+            block = _walked(block, native(scheme))
+            end = block(x)
         if scheme.per_sample:  # steps that all samples share are those that can be halved
             block = _walked(block, scheme.but(per_sample=False, per_sample_args=None))
             end = block(x)
@@ -169,6 +177,12 @@ def measure(block: Block, x: Tensor) -> Values:
     except OdenetError:
         pass
     return values
+
+
+def native(scheme: Scheme) -> Scheme:
+    """An adaptive scheme of another backend, walked by the native method of that name, or by dopri5."""
+    own = scheme.solver if scheme.solver in solvers and solvers[scheme.solver].adaptive else "dopri5"
+    return scheme.but(backend="native", solver=own, options={}, **PLAIN)
 
 
 def lowered(block: Block) -> Scheme:

@@ -92,6 +92,25 @@ def test_layers_that_steps_must_fit_stay_fitted(spheres):
     assert set(steps) <= {3, 6}
 
 
+@pytest.mark.parametrize(("backend", "solver"), [("torchdiffeq", "dopri5"), ("scipy", "LSODA")])
+def test_adaptive_methods_of_other_backends_are_measured_by_the_native_one(backend, solver, spheres):
+    model = classifier(solver=solver, rtol=1e-3, atol=1e-3, backend=backend)
+    x = spheres.train_x[:40]
+    measured = OdeMonitor(adapt=False).after_epoch(model, x, 1, 1, lambda model: 0.5)
+    twin = odenet.ODEBlock(model[0].F, "dopri5", rtol=1e-3, atol=1e-3)
+    ts = twin.depths(x)
+    with torch.no_grad():
+        states = twin.trajectory(x, ts)
+        halves = sorted({*ts, *((a + b) / 2 for a, b in itertools.pairwise(ts))})
+        fine = odenet.ODEBlock(model[0].F, "dopri5", grid=halves)(x)
+        F = torch.stack([twin.F(torch.tensor(t), state) for t, state in zip(ts[:-1], states, strict=False)])
+        model[0](x)
+    assert measured["block0/native"] == 1 and measured["block0/nfe"] == model[0].stats.nfe
+    defect = (states[-1] - fine).norm(dim=1).sum() / fine.norm(dim=1).sum()
+    assert measured["block0/defect"] == pytest.approx(float(defect), rel=0.05, abs=1e-7)
+    assert measured["block0/F"] == pytest.approx(float(F.norm(dim=2).mean()), rel=1e-5)
+
+
 def test_an_interrupted_run_goes_on_as_the_uninterrupted_one(tmp_path):
     points = moons(n=120, n_test=20, noise=0.3)
     settings = Settings(epochs=5, batch_size=20)
