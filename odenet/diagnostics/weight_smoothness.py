@@ -82,7 +82,7 @@ def weight_smoothness(block: Block, x: Tensor | None = None, layers: int = 16, s
     verdict = None if n < 4 else ratio <= RATIO and chance <= CHANCE
     if n < 4:
         text += f" ({n} layers are too few to judge)"
-    result.judged(verdict, text, Curves("depth, as a fraction", "N ‖θ_{n+1} - θ_n‖ / ‖θ‖", lines))
+    result.judged(verdict, text, Curves("depth, as a fraction", "N ‖θₙ₊₁ − θₙ‖ / ‖θ‖", lines))
     return result
 
 

@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from odenet.diagnostics import Curves, Line
@@ -20,7 +21,7 @@ from odenet.registry import Registry
 
 COLLAPSE, SURVIVES, SOLVED = 0.05, 0.01, 0.98
 BEST_MONOTONE = 1 / 3  # smallest squared error of an increasing function against -x, x uniform in [-1, 1]
-STEEP = -0.9  # slope that counts as 1/N, over the larger half of the N, in their logarithm
+STEEP = -0.9  # exponent of N that the whole interval has to lie below, to count as 1/N
 Network = dict[str, Any]
 
 
@@ -167,16 +168,28 @@ def depth_refinement(list_of_results: Sequence[Results]) -> Claim:
 
 @claims.register("resnet_to_ode")
 def resnet_to_ode(list_of_results: Sequence[Results]) -> Claim:
-    """The states of a ResNet come nearer to those of its ODE as 1/N where the layers' weights are smooth in depth."""
+    """The states of a ResNet come nearer to those of its ODE as 1/N where the layers' weights are smooth in depth.
+
+    A distance c/N + d/N² + ... has between N and 2N a slope of -1 + O(1/N), so that of the last two slopes the exponent
+    for N → ∞ is extrapolated, seed by seed (Richardson), with Student's 95 % interval of the mean.
+    """
     runs = _runs(list_of_results)
     families: dict[str, dict[int, float]] = {}
+    of_seeds: dict[str, dict[int, list[float]]] = {}
     for name, found in runs.items():
         family, _, layers = name.rpartition("_")
         if layers.isdigit():
-            distances = [max(part["distance"]) for n in found for part in n["diagnostics"]["ode_distance"] if part]
+            distances = [_mean(max(p["distance"]) for p in n["diagnostics"]["ode_distance"] if p) for n in found]
             families.setdefault(family, {})[int(layers)] = _mean(distances)
+            of_seeds.setdefault(family, {})[int(layers)] = distances
     _need("resnet_to_ode", families, "smooth", "drawn")
     slopes = {family: _slope(distances) for family, distances in families.items()}
+    limits = [
+        _limit(dict(zip(of_seeds["smooth"], seed, strict=True)))
+        for seed in zip(*of_seeds["smooth"].values(), strict=True)
+    ]
+    exponent, half = _interval(limits)
+    within = f" ± {half:.2f} (95 %)" if len(limits) > 1 else ""
     lines = []
     for family, distances in families.items():
         N = sorted(distances)
@@ -184,16 +197,15 @@ def resnet_to_ode(list_of_results: Sequence[Results]) -> Claim:
     least, most = min(families["smooth"]), max(families["smooth"])
     last = most * families["smooth"][most]
     lines.append(Line("1/N", [float(n) for n in families["smooth"]], [last / n for n in families["smooth"]], "dashed"))
-    late = {N: distance for N, distance in families["smooth"].items() if least * most <= N * N}
     return Claim(
         "Sander et al. 2022 (Do Residual Neural Networks discretize Neural ODEs?)",
         "the states of a ResNet of N layers and of the ODE through its weights are O(1/N) apart, if the weights are "
         "smooth in depth.",
         f"largest distance along depth, N from {least} to {most}: where all layers begin with the same weights it "
-        f"falls as N to the power {slopes['smooth']:.2f} (from {min(late)} layers on {_slope(late):.2f}), to "
+        f"falls as N to the power {slopes['smooth']:.2f}, for N → ∞ {exponent:.2f}{within}, to "
         f"{families['smooth'][most]:.2g} at {most}; where they are drawn one by one as N to the power "
         f"{slopes['drawn']:.2f}, to {families['drawn'][max(families['drawn'])]:.2g}.",
-        _slope(late) <= STEEP,
+        exponent + half <= STEEP,
         {"": Curves("layers N", "largest distance of the states", lines, logx=True, logy=True)},
     )
 
@@ -202,6 +214,25 @@ def _slope(distances: Mapping[int, float]) -> float:
     """Least-squares slope of the logarithms."""
     x, y = [math.log(n) for n in distances], [math.log(max(d, 1e-300)) for d in distances.values()]
     return statistics.linear_regression(x, y).slope if len(x) > 1 else math.nan
+
+
+def _limit(distances: Mapping[int, float]) -> float:
+    """The slope for N → ∞ from the last two slopes, whose error falls as 1/N; of two N their slope."""
+    N = sorted(distances)[-3:]
+    if len(N) < 3:
+        return _slope(distances)
+    before, last = (_slope({n: distances[n] for n in pair}) for pair in pairwise(N))
+    return last + (last - before) / (N[-1] / N[-2] - 1)
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half the width of Student's 95 % interval, which is zero for one value."""
+    if len(values) < 2:
+        return _mean(values), 0.0
+    from scipy.stats import t
+
+    quantile = float(t.ppf(0.975, len(values) - 1))
+    return statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def _reshaped(networks: Sequence[Network], pieces: int) -> float:

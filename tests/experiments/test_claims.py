@@ -80,11 +80,12 @@ def test_refinement_keeps_accuracy_and_so_does_compression():
 
 
 def test_the_slope_of_the_distance_to_the_ode_is_measured():
-    def run(power):
+    def run(power, bend=0.0):
         found = []
         for family, falls in (("smooth", power), ("drawn", -0.1)):
             for N in (4, 8, 16):
-                distance = [0.0, 0.5 * 3.0 * N**falls, 3.0 * N**falls]
+                last = 3.0 * N**falls * (1 - bend / N)
+                distance = [0.0, 0.5 * last, last]
                 one = network(f"{family}_{N}", 0.9) | {"diagnostics": {"ode_distance": [{"distance": distance}]}}
                 found.append(one)
         return results("resnet_to_ode", *found)
@@ -94,6 +95,9 @@ def test_the_slope_of_the_distance_to_the_ode_is_measured():
     assert claim.panels[""].lines[0].y == pytest.approx([3 / 4, 3 / 8, 3 / 16])
     assert claim.panels[""].lines[0].y == pytest.approx(claim.panels[""].lines[2].y)  # the line that is drawn as 1/N
     assert not judge([run(-0.5)]).seen
+    bent = judge([run(-1.0, 1.0), run(-1.0, 1.1), run(-1.0, 0.9)])  # slopes log₂ 7/12, log₂ 15/28
+    assert bent.seen and "to the power -0.84, for N → ∞ -1.02 ± 0.01 (95 %)" in bent.measured
+    assert not judge([run(-1.3), run(-0.8), run(-1.0)]).seen  # the seeds say too little
 
 
 def test_three_sentences():
