@@ -40,6 +40,7 @@ class ImplicitRungeKutta(Stepper):
         self.tableau, self.companion = tableau, companion
         self.name, self.order, self.reference = tableau.name, tableau.order, tableau.reference
         self.error_order = tableau.error_order
+        self.per_sample = companion is None
         self._problem: Problem | None = None
         self._precision = Precision(None, rms)
 
@@ -149,7 +150,7 @@ class ImplicitRungeKutta(Stepper):
             return self.companion.interpolate(f, trial, t)
         if self.tableau.dense is None:
             return super().interpolate(f, trial, t)
-        theta = (t - trial.span.t) / trial.span.h
+        theta = trial.span.fraction(t)
         weights = [sum(p * theta ** (j + 1) for j, p in enumerate(row)) for row in self.tableau.dense]
         return combine(trial.x, trial.span.h, weights, trial.stages)
 

@@ -65,6 +65,8 @@ class Trial:
         converged: False if the step's equations could not be solved.
         residual: then, what was left of them, in units of what was asked for.
         inner: the step of the method that this one's method is a form of.
+        unsolved: where each sample has its own step, what was left of its equations, 0 where they were solved; None if
+            all were. On the host.
         further: values of F that the dense output needs beside the stages, once they are known.
     """
 
@@ -81,6 +83,7 @@ class Trial:
     inner: Trial | None = None
     further: list[Tensor] | None = None
     residual: float = 0.0
+    unsolved: Tensor | None = None
 
     def rows(self, rows: Tensor) -> Trial:
         """The same step of some of the samples, where each has a span of its own.
@@ -90,7 +93,9 @@ class Trial:
         """
         index = rows.to(self.x.device, non_blocking=True)
         pick = lambda part: part.index_select(0, index) if isinstance(part, Tensor) else part  # noqa: E731
-        parts: dict[str, Any] = {entry.name: tree_map(pick, getattr(self, entry.name)) for entry in fields(self)}
+        parts: dict[str, Any] = {
+            entry.name: tree_map(pick, getattr(self, entry.name)) for entry in fields(self) if entry.name != "unsolved"
+        }
         return Trial(**parts | {"span": parts["span"].rows(rows, index)})
 
 

@@ -10,12 +10,15 @@ from torch import Tensor
 
 from odenet.errors import NonFiniteFunctionError, NonFiniteStateError
 from odenet.solvers.control import LEAST_ERROR, STRETCH, scale
+from odenet.solvers.loop import UNSOLVED_SHRINK
 from odenet.solvers.per_sample.control import factors, first_steps, norm_each, on_host, retries, rms_each
 from odenet.solvers.per_sample.failures import Watch
 from odenet.solvers.per_sample.probe import check_samples
 from odenet.solvers.per_sample.problem import SampleProblem
 from odenet.solvers.per_sample.spans import Spans
 from odenet.solvers.per_sample.walk import Walk
+
+UNSOLVED = 1.5  # an error above 1, for steps whose equations were not solved
 
 
 class AdaptiveWalk(Walk):
@@ -72,14 +75,22 @@ class AdaptiveWalk(Walk):
         with torch.no_grad():
             weight = scale(self.x.detach(), self.rtol, self.atol, trial.x_next.detach())
             error = self.error = on_host(self.stepper.error_ratio(trial.error, weight, self.norm))
+        unsolved = trial.unsolved
+        if unsolved is not None:
+            error = self.error = torch.where(unsolved > 0, unsolved.clamp(min=UNSOLVED), error)
         worst = float(error.max())
         ok = None if worst <= 1 else self._acceptable(error, h)
+        if unsolved is not None and ok is not None:
+            ok &= unsolved == 0
         factor = factors(self.controller, [error, *self.past], self.order)
         if ok is not None:
             if self.controller.exponents != (1, 0, 0) or not math.isfinite(worst):  # else the two are one
                 factor = torch.where(ok, factor, retries(self.controller, error, self.order))
+            if unsolved is not None:
+                factor = torch.where((unsolved > 0) & unsolved.isfinite(), UNSOLVED_SHRINK, factor)
             self.rejected.append(self.samples[~ok])
             self._note_nonfinite(worst, trial, size)
+            self._note_unsolved(unsolved, size)
         elif self.broken:
             self.broken = {}
         if self.past:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet.errors import FunctionBudgetError, SolveError, StepBudgetError, StepUnderflowError
+from odenet.errors import FunctionBudgetError, NonlinearSolveError, SolveError, StepBudgetError, StepUnderflowError
 from odenet.solvers.control import NONFINITE_RETRIES
+from odenet.solvers.newton import SINGULAR
 from odenet.solvers.per_sample.control import nonfinite_error
 from odenet.solvers.per_sample.outputs import Outputs, Step, Take
 from odenet.solvers.per_sample.problem import SampleProblem
@@ -33,6 +34,7 @@ class Fallible(Walkers):
         errors: why samples broke down.
         ended: the time of the last value of each sample.
         tried: how many steps each has tried in walks before this one.
+        unsolved: for samples whose last step's equations were not solved, what is said of that.
         broken: for samples whose last step gave NaN or infinity, how often in a row, and why.
     """
 
@@ -44,6 +46,7 @@ class Fallible(Walkers):
         self.status, self.errors = ["success"] * len(problem.t0), dict[int, SolveError]()
         self.ended = self.outputs.ts[-1].clone()
         self.broken: dict[int, tuple[int, SolveError]] = {}
+        self.unsolved: dict[int, SolveError] = {}
         self.rounds, self.cost = 0, 1
         self.tried = self.each.accepted + self.each.rejected
         self.most = int(self.tried.max()) if len(self.tried) else 0
@@ -82,6 +85,8 @@ class Fallible(Walkers):
         broken = self.broken.get(int(self.samples[row]))
         if broken is not None:
             return broken[1]
+        if int(self.samples[row]) in self.unsolved:
+            return self.unsolved[int(self.samples[row])]
         advice = "F may be singular or stiff there; loosen rtol and atol or use a fixed-step solver"
         return StepUnderflowError("the step became too small to change t", **self._numbers(row, size), advice=advice)
 
@@ -96,6 +101,24 @@ class Fallible(Walkers):
             sample = int(self.samples[row])
             count = before.get(sample, (0, None))[0] + 1
             self.broken[sample] = count, nonfinite_error(trial, row, self._numbers(row, size))
+
+    def _note_unsolved(self, unsolved: Tensor | None, size: Tensor) -> None:
+        """Remember whose equations could not be solved in the last step that each tried."""
+        self.unsolved = {}
+        if unsolved is None:
+            return
+        self.field.settle()
+        for row in ((unsolved > 0) & unsolved.isfinite()).nonzero()[:, 0].tolist():
+            self.unsolved[int(self.samples[row])] = self._unsolved(row, float(unsolved[row]), size)
+
+    def _unsolved(self, row: int, left: float, size: Tensor) -> SolveError:
+        what = "Newton's method could not solve the equations of the step"
+        if left == SINGULAR:
+            what, left = "the matrix of the step's equations is singular", math.inf
+        advice = "take smaller steps or an adaptive solver, or look for kinks in F"
+        numbers = self._numbers(row, size)
+        numbers.pop("error_ratio")
+        return NonlinearSolveError(what, **numbers, residual=left, advice=advice)
 
     def _stop_broken(self) -> None:
         """Give up the samples for which smaller steps did not help against NaN or infinity."""

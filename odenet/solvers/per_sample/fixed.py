@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, cast
 
 import torch
@@ -59,7 +60,7 @@ class FixedWalk(Walk):
         trial = self.stepper.step(self.f, cast(Any, spans), self.x, self.memory, self.first)
         self.cost = self.f.calls - calls
         self.rounds += 1
-        ok = self._look_for_nonfinite(trial, size) if self.patient else None
+        ok = self._look_for_failures(trial, size) if self.patient or trial.unsolved is not None else None
         landed = t_next == self.end if ok is None else (t_next == self.end) & ok
         self.number[samples] += 1
         if ok is None or bool(ok.any()):
@@ -70,14 +71,21 @@ class FixedWalk(Walk):
             self._give_up(mask, lambda row: broken[int(self.samples[row])][1])
             self.broken = {}
 
-    def _look_for_nonfinite(self, trial: Trial, size: Tensor) -> Tensor | None:
-        """Which steps ended in finite states; None if all did."""
-        ok = _finite(trial.x_next)
+    def _look_for_failures(self, trial: Trial, size: Tensor) -> Tensor | None:
+        """Which steps were solved, and ended in finite states; None if all were."""
+        ok, unsolved = _finite(trial.x_next), trial.unsolved
+        if unsolved is not None:
+            ok &= unsolved == 0
         if bool(ok.all()):
             return None
         self.field.settle()
         for row in (~ok).nonzero()[:, 0].tolist():
-            self.broken[int(self.samples[row])] = 1, nonfinite_error(trial, row, self._numbers(row, size))
+            left = 0.0 if unsolved is None else float(unsolved[row])
+            if left and math.isfinite(left):
+                error = self._unsolved(row, left, size)
+            else:
+                error = nonfinite_error(trial, row, self._numbers(row, size))
+            self.broken[int(self.samples[row])] = 1, error
         return ok
 
     def solution(self) -> SampleSolution:

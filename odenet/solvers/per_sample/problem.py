@@ -13,9 +13,11 @@ from torch import Tensor
 from odenet.depth import DepthWeights
 from odenet.errors import InputError
 from odenet.solvers.events import Event
+from odenet.solvers.implicit import ImplicitRungeKutta
 from odenet.solvers.per_sample.field import SampleField
 from odenet.solvers.per_sample.grids import Grids
 from odenet.solvers.per_sample.hit import SampleHit
+from odenet.solvers.per_sample.implicit import SampleImplicit
 from odenet.solvers.per_sample.timetable import Timetable
 from odenet.solvers.problem import transforms
 from odenet.solvers.registry import solvers
@@ -137,7 +139,8 @@ class SampleProblem:
     @cached_property
     def stepper(self) -> Stepper:
         """The native method that takes the steps."""
-        return solvers[self.scheme.solver]
+        stepper = solvers[self.scheme.solver]
+        return SampleImplicit(stepper, self) if isinstance(stepper, ImplicitRungeKutta) else stepper
 
 
 def sample_interval(interval: Sequence[Any], batch: int) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ class Walk(Fallible):
             self.segment = self.segment + landed
             gone = landed & (self.segment == self.table.count[self.samples])
         taken: Step | None = None
-        if rows is not None and self.broken and torch.is_grad_enabled():
+        if rows is not None and self.broken and trial.x_next.requires_grad:
             trial, taken = self._again(trial, rows)
         if self._wanted(samples, t_next if rows is None else t_next[rows]):
             taken = taken or self._step(trial, rows)

@@ -1,0 +1,175 @@
+"""The step of an implicit Runge-Kutta method where every sample has its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from odenet.errors import GradientError, InputError
+from odenet.solvers.explicit import combine
+from odenet.solvers.implicit import ImplicitRungeKutta
+from odenet.solvers.implicit_function import DENSE
+from odenet.solvers.jacobian import size
+from odenet.solvers.per_sample.field import Rows
+from odenet.solvers.per_sample.newton import (
+    Factors,
+    SampleEquations,
+    SamplePrecision,
+    flat_rows,
+    jacobians,
+    newton_rows,
+    shaped_rows,
+    stacked,
+    unstacked,
+)
+from odenet.solvers.stepper import NOTHING, Evaluate, Memory, Span, Trial
+
+if TYPE_CHECKING:
+    from odenet.solvers.per_sample.problem import SampleProblem
+
+
+class SampleImplicit(ImplicitRungeKutta):
+    """`ImplicitRungeKutta` with h, Jacobian and convergence of each sample; `Trial.unsolved` says who did not converge.
+
+    Args:
+        method: the method.
+        problem: says tolerances, and the norm.
+    """
+
+    def __init__(self, method: ImplicitRungeKutta, problem: SampleProblem):
+        super().__init__(method.tableau)
+        scheme = problem.scheme
+        self._tolerances = scheme.tolerances if scheme.adaptive else None
+        self._own, self._batch, self._dim = scheme.norm, problem.x0.shape[0], problem.x0.dim()
+
+    def check(self, x0: Tensor) -> None:
+        """Raise `InputError` if the Jacobian of a sample would be too large."""
+        unknowns = size(x0) // max(1, len(x0)) * (self.tableau.stages if self.tableau.coupled else 1)
+        if unknowns > DENSE:
+            raise InputError(
+                f"with per_sample=True solver {self.name!r} takes a dense Jacobian of each sample, up to {DENSE} "
+                f"unknowns, got {unknowns}; leave out per_sample, or use an explicit solver"
+            )
+
+    def step(
+        self,
+        f: Evaluate,
+        span: Span,
+        x: Tensor,
+        memory: Memory = NOTHING,
+        first: Tensor | None = None,
+        error: bool = False,
+    ) -> Trial:
+        """One step of each sample."""
+        tableau, h, spans, rows = self.tableau, cast(Any, span.h), cast(Any, span), cast(Rows, f)
+        explicit = tableau.explicit_first
+        if first is None and (explicit or tableau.error_first):
+            first = f(span.t, x)
+        factors, precision = Factors(len(x)), self._precision_of(rows)
+        left = torch.zeros(len(x), dtype=torch.float64)
+        k: list[Tensor] = []
+        for group in [range(tableau.stages)] if tableau.coupled else [range(i, i + 1) for i in range(tableau.stages)]:
+            if explicit and not k:
+                assert first is not None
+                k.append(first)
+                continue
+            row = tableau.a[group[0]][: len(k)]
+            base = combine(x, h, row, k) if any(row) else x
+            a = [tableau.a[i][group[0] : group[-1] + 1] for i in group]
+            equations = SampleEquations(rows, [spans.at(tableau.c[i]) for i in group], base, h, a)
+            with torch.no_grad():
+                before = k[-1] if k else torch.zeros_like(x) if first is None else first
+                guess = torch.stack([before.detach()] * len(group))
+                plain = equations._replace(base=base.detach())
+                K, found = newton_rows(plain, guess, factors, precision, (left == 0).nonzero()[:, 0])
+                left = torch.where(left == 0, found, left)
+                if bool((left != 0).any()):  # nothing of what did not converge is to come near the tape
+                    bad = (left != 0).to(x.device).reshape(1, -1, *(1,) * (x.dim() - 1))
+                    K = K.masked_fill(bad, 0)
+            k += list(_attached(equations, K) if torch.is_grad_enabled() else K)
+        x_next = combine(x, h, tableau.b, k)
+        estimate = self._filtered(k, h, first, factors) if error else None
+        trial = Trial(span, x, x_next, k, estimate, given=memory, first=first)
+        if bool((left != 0).any()):
+            trial.unsolved = left
+        return trial
+
+    @torch.no_grad()
+    def _filtered(self, k: list[Tensor], h: Tensor, first: Tensor | None, factors: Factors) -> Tensor | None:
+        """The local errors."""
+        tableau = self.tableau
+        if tableau.b_error is None:
+            return None
+        estimate = combine(None, h, tableau.b_error, k)
+        if tableau.error_first:
+            assert first is not None
+            estimate = torch.addcmul(estimate, first, h * tableau.error_first)
+        if tableau.filter is None:
+            return estimate
+        assert factors.first is not None
+        matrix = -h.reshape(-1, 1, 1) * tableau.filter * factors.first
+        matrix.diagonal(dim1=1, dim2=2).add_(1)
+        solved, _ = torch.linalg.solve_ex(matrix, flat_rows(estimate).to(matrix.dtype)[..., None])
+        return shaped_rows(solved[..., 0], estimate)
+
+    def _leaves_the_piece(self, span: Span) -> bool:
+        return False
+
+    def _precision_of(self, f: Rows) -> SamplePrecision:
+        tolerances: Any = self._tolerances
+        if tolerances is not None and f.index is not None:
+            tolerances = tuple(self._selected(part, f.index) for part in tolerances)
+        return SamplePrecision(tolerances, self._own)
+
+    def _selected(self, tolerance: Any, index: Tensor) -> Any:
+        own = isinstance(tolerance, Tensor) and tolerance.dim() == self._dim and len(tolerance) == self._batch
+        return tolerance.index_select(0, index) if own else tolerance
+
+
+def _attached(equations: SampleEquations, K: Tensor) -> Tensor:
+    """K as a function of what its equations depend on: K̄ -> y with (I - ∂G/∂K)ᵀ y = K̄, handed on to the graph of G."""
+    values, J = [], []
+    for i, t in enumerate(equations.times):
+        at = equations.point(i, K)
+        at = at if at.requires_grad else at.detach().requires_grad_()
+        value = equations.f(t, at)
+        J.append(jacobians(value, at).detach())
+        values.append(value)
+    value = torch.stack(values)
+    if not value.requires_grad:
+        return K
+    matrix = equations._replace(h=equations.h.detach()).matrix(J)
+    return _Solved.apply(value, K, matrix)  # pyright: ignore[reportReturnType]
+
+
+class _Solved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, K: Tensor, matrix: Tensor) -> Tensor:
+        ctx.save_for_backward(matrix)
+        ctx.value = value
+        return K.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        (matrix,) = ctx.saved_tensors
+        with torch.no_grad():
+            y = torch.linalg.solve(matrix.transpose(1, 2), stacked(g).to(matrix.dtype)[..., None])[..., 0]
+            y = unstacked(y, g)
+        return _Once.apply(y, g, ctx.value) if torch.is_grad_enabled() else y, None, None  # pyright: ignore
+
+
+class _Once(torch.autograd.Function):
+    """A gradient as it is, and a clear word when it is to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, g: Tensor, value: Tensor) -> Tensor:
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        raise GradientError(
+            "implicit methods have no second derivatives with per_sample=True; leave out per_sample, or use an "
+            "explicit solver"
+        )

@@ -1,0 +1,113 @@
+"""Implicit methods with steps of each sample's own: against SciPy's Radau, and against each sample alone."""
+
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+
+import odenet
+from odenet.solvers import solvers
+from odenet.solvers.implicit import ImplicitRungeKutta
+
+METHODS = [n for n, s in solvers.items() if isinstance(s, ImplicitRungeKutta) and s.per_sample]
+ADAPTIVE = [n for n in METHODS if solvers[n].adaptive]
+MU = torch.tensor([1.0, 300.0, 20.0, 1000.0], dtype=torch.float64)
+OWN = {"per_sample": True, "per_sample_args": (0,)}
+
+
+def van_der_pol(t, x, mu):
+    return torch.stack([x[:, 1], mu * (1 - x[:, 0] ** 2) * x[:, 1] - x[:, 0]], 1)
+
+
+def start(batch):
+    return torch.tensor([[2.0, 0.0]], dtype=torch.float64).repeat(batch, 1)
+
+
+@pytest.mark.parametrize("solver", ["radau5", "kvaerno3"])
+def test_van_der_pol_of_very_mixed_stiffness_is_what_scipy_says(solver):
+    t1 = torch.tensor([8.0, 250.0, 20.0, 100.0], dtype=torch.float64)
+    mixed = odenet.solve(van_der_pol, start(4), (0.0, t1), solver=solver, args=(MU,), rtol=1e-6, atol=1e-6, **OWN)
+    for i, mu in enumerate(MU.tolist()):
+        truth = solve_ivp(
+            lambda t, x, mu=mu: [x[1], mu * (1 - x[0] ** 2) * x[1] - x[0]], (0, float(t1[i])), [2.0, 0.0],
+            method="Radau", rtol=1e-10, atol=1e-10,
+        ).y[:, -1]  # fmt: skip
+        torch.testing.assert_close(mixed.last[i], torch.tensor(truth), rtol=2e-3, atol=2e-4)
+    assert mixed.status == ["success"] * 4 and int(mixed.stats.samples.accepted.max()) < 2000
+
+
+@pytest.mark.parametrize("solver", ADAPTIVE)
+def test_a_sample_takes_the_steps_that_it_takes_alone(solver):
+    ts = [0.0, 0.4, 2.0]
+    how = {"solver": solver, "rtol": 1e-4, "atol": 1e-5, "ts": ts, **OWN}
+    whole = odenet.solve(van_der_pol, start(4), (0.0, 2.0), args=(MU,), **how)
+    each = whole.stats.samples
+    for rows in ([1], [0, 3]):
+        part = odenet.solve(van_der_pol, start(len(rows)), (0.0, 2.0), args=(MU[rows],), **how)
+        assert torch.equal(part.ys, whole.ys[:, rows])
+        for name in ("nfe", "accepted", "rejected"):
+            assert torch.equal(getattr(part.stats.samples, name), getattr(each, name)[rows])
+    for i, mu in enumerate(MU.tolist()):
+        alone = odenet.solve(
+            lambda t, x, mu=mu: van_der_pol(t, x, mu), start(1), (0.0, 2.0), solver=solver, rtol=1e-4, atol=1e-5, ts=ts
+        )
+        assert (alone.stats.accepted, alone.stats.rejected) == (int(each.accepted[i]), int(each.rejected[i]))
+        torch.testing.assert_close(whole.ys[:, i], alone.ys[:, 0], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("solver", METHODS)
+def test_given_steps_and_their_gradients_are_those_of_each_alone(solver):
+    rate = torch.tensor([[1.0], [30.0], [5.0]], dtype=torch.float64, requires_grad=True)
+    x0 = torch.tensor([[0.5, 1.0], [1.0, 2.0], [0.1, -1.0]], dtype=torch.float64, requires_grad=True)
+    t1 = torch.tensor([1.0, 0.5, -0.1], dtype=torch.float64)
+    F = lambda t, x, rate: -rate * (x + 0.3 * torch.sin(x.flip(1))) + torch.cos(t).reshape(-1, 1)  # noqa: E731
+    how = {"solver": solver, "steps": 5}
+    found = {}
+    for gradient in ("autograd", "checkpoint"):
+        whole = odenet.solve(F, x0, (0.0, t1), args=(rate,), gradient=gradient, **how, **OWN)
+        found[gradient] = torch.autograd.grad((whole.last**2).sum(), (x0, rate))
+    for i in range(3):
+        alone = odenet.solve(lambda t, x, i=i: F(t, x, rate[i : i + 1]), x0[i : i + 1], (0.0, float(t1[i])), **how)
+        torch.testing.assert_close(whole.last[i], alone.last[0], rtol=1e-10, atol=1e-10)
+        wanted = torch.autograd.grad((alone.last**2).sum(), (x0, rate))
+        for grads in found.values():
+            for ours, theirs in zip(grads, wanted, strict=True):
+                torch.testing.assert_close(ours[i], theirs[i], rtol=1e-7, atol=1e-9)
+    last = odenet.solve(F, x0, (0.0, t1), args=(rate,), **how, **OWN).last
+    (first,) = torch.autograd.grad(last.sum(), x0, create_graph=True)
+    with pytest.raises(odenet.errors.GradientError, match="no second derivatives"):
+        torch.autograd.grad(first.sum(), x0)
+
+
+def test_equations_that_cannot_be_solved_are_those_of_their_sample():
+    """|x|' has a kink: x = 1 + h a √(x - 2) has no solution for the second sample."""
+    a = torch.tensor([[0.1], [-50.0], [0.2]], dtype=torch.float64)
+    x0 = torch.full((3, 1), 2.5, dtype=torch.float64)
+    F = lambda t, x, a: a * (x - 2).clamp(min=1e-30).sqrt() - (a < 0) * 20 * torch.sign(x - 2.2)  # noqa: E731
+    how = {"solver": "implicit_euler", "steps": 4, "args": (a,), **OWN}
+    solution = odenet.solve(F, x0, on_failure="status", **how)
+    assert solution.status == ["success", "nonlinear_solve", "success"] and list(solution.errors) == [1]
+    good = [0, 2]
+    part = odenet.solve(F, x0[good], **how | {"args": (a[good],)})
+    assert torch.equal(part.last, solution.last[good])
+    assert torch.equal(part.stats.samples.nfe, solution.stats.samples.nfe[good])
+    with pytest.raises(odenet.errors.NonlinearSolveError) as caught:
+        odenet.solve(F, x0, **how)
+    assert caught.value.sample == 1
+    with pytest.raises(odenet.errors.InputError, match="up to 256 unknowns"):
+        odenet.solve(lambda t, x: -x, torch.ones(2, 400), solver="sdirk2", per_sample=True)
+    with pytest.raises(odenet.errors.InputError, match="cannot give each sample its own steps"):
+        odenet.solve(lambda t, x: -x, torch.ones(2, 3), solver="kvaerno5", per_sample=True)
+
+
+def test_states_of_complex_numbers_of_single_precision_and_of_trees():
+    rate = torch.tensor([1.0, 40.0, 5.0], dtype=torch.float64)
+    x0 = torch.ones(3, 2, 2, dtype=torch.complex128)
+    turn = lambda t, x, rate: (1j - rate.reshape(-1, 1, 1)) * x  # noqa: E731
+    solution = odenet.solve(turn, x0, (0.0, 1.0), args=(rate,), solver="radau5", rtol=1e-9, atol=1e-9, **OWN)
+    truth = torch.exp(1j - rate).reshape(-1, 1, 1).expand_as(x0)
+    torch.testing.assert_close(solution.last, truth, rtol=1e-6, atol=1e-8)
+    pair = lambda t, x, rate: {"a": -rate * x["a"], "b": x["a"] - x["b"]}  # noqa: E731
+    tree = {"a": torch.ones(3), "b": torch.zeros(3)}
+    how = {"args": (rate.float(),), "solver": "trbdf2", "rtol": 1e-4, "atol": 1e-5}
+    last = odenet.solve(pair, tree, (0.0, 1.0), **how, **OWN).last
+    torch.testing.assert_close(last["a"].double(), torch.exp(-rate), rtol=1e-3, atol=1e-3)
