@@ -10,7 +10,7 @@ from torch import Tensor
 from odenet.errors import GradientError, InputError
 from odenet.solvers.explicit import combine
 from odenet.solvers.implicit import ImplicitRungeKutta
-from odenet.solvers.implicit_function import DENSE
+from odenet.solvers.implicit_function import DENSE, depends
 from odenet.solvers.jacobian import size
 from odenet.solvers.per_sample.field import Rows
 from odenet.solvers.per_sample.newton import (
@@ -130,16 +130,16 @@ class SampleImplicit(ImplicitRungeKutta):
 
 def _attached(equations: SampleEquations, K: Tensor) -> Tensor:
     """K as a function of what its equations depend on: K̄ -> y with (I - ∂G/∂K)ᵀ y = K̄, handed on to the graph of G."""
-    values, J = [], []
+    values, points = [], []
     for i, t in enumerate(equations.times):
         at = equations.point(i, K)
         at = at if at.requires_grad else at.detach().requires_grad_()
-        value = equations.f(t, at)
-        J.append(jacobians(value, at).detach())
-        values.append(value)
-    value = torch.stack(values)
-    if not value.requires_grad:
+        points.append(at)
+        values.append(equations.f(t, at))
+    if not any(depends(value, at, equations.base, ()) for value, at in zip(values, points, strict=True)):
         return K
+    J = [jacobians(value, at).detach() for value, at in zip(values, points, strict=True)]
+    value = torch.stack(values)
     matrix = equations._replace(h=equations.h.detach()).matrix(J)
     return _Solved.apply(value, K, matrix)  # pyright: ignore[reportReturnType]
 
