@@ -12,7 +12,8 @@ class FromBlock(nn.Module):
     """F(t, x) = block(x) - x, so that an Euler step of size 1 is the block itself.
 
     Args:
-        block: a module with `forward(x)` that keeps the shape of x; it is shared, not copied.
+        block: a module with `forward(x)` that keeps the shape of x; it is shared, not copied. Of a tuple, such as
+            (hidden states, attention, cache), the first part counts.
     """
 
     def __init__(self, block: nn.Module):
@@ -21,6 +22,8 @@ class FromBlock(nn.Module):
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         y = self.block(x)
+        if isinstance(y, tuple) and y:
+            y = y[0]
         if not isinstance(y, Tensor) or y.shape != x.shape:
             got = tuple(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
             raise ResidualError(

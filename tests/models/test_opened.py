@@ -278,3 +278,22 @@ def test_what_cannot_be_opened_is_said(make, said):
 def test_a_block_that_changes_the_shape_is_named():
     with pytest.raises(ResidualError, match=r"Linear returned \(2, 1\)"):
         from_blocks([nn.Linear(3, 1)])(torch.zeros(2, 3))
+
+
+def test_blocks_that_return_a_tuple_are_opened_by_its_first_part():
+    class Layer(nn.Module):  # as layers of language models: hidden states, and what else there is
+        def __init__(self):
+            super().__init__()
+            self.norm, self.mix = nn.LayerNorm(8), nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            h = self.norm(x)
+            y, attention = self.mix(h, h, h)
+            return x + y, attention
+
+    layers, x = nn.ModuleList([Layer() for _ in range(3)]), torch.randn(2, 5, 8)
+    opened, y = odenet.models.from_blocks(layers), x
+    for layer in layers:
+        y = layer(y)[0]
+    torch.testing.assert_close(opened(x), y)
+    assert opened.continuous(rtol=1e-3, atol=1e-3)(x).shape == x.shape
