@@ -5,6 +5,7 @@ The quick tests trace the graphs and run them as they were traced; the slow ones
 
 import math
 import warnings
+from itertools import accumulate
 
 import pytest
 import torch
@@ -44,18 +45,30 @@ def solved(F, x, compile, interval=INTERVAL, args=(), **scheme):
 
 
 def agree(F, x, within=1e-10, counts=("nfe", "accepted", "rejected", "forced"), **scheme):
+    got, gradients = compiled_without_warning(F, x, **scheme)
+    expected, truth = solved(F, x, False, **scheme)
+    same_numbers(got, gradients, expected, truth, within)
+    same_steps(got, expected, counts)
+    return got
+
+
+def compiled_without_warning(F, x, **scheme):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        got, gradients = solved(F, x, True, **scheme)
-    expected, truth = solved(F, x, False, **scheme)
+        return solved(F, x, True, **scheme)
+
+
+def same_numbers(got, gradients, expected, truth, within):
     torch.testing.assert_close(got.ys, expected.ys, rtol=within, atol=within)
     for a, b in zip(gradients, truth, strict=True):
         assert float((a - b).abs().max()) <= within * float(b.abs().max()) and b.abs().max() > 0
+
+
+def same_steps(got, expected, counts):
     for count in counts:
         assert getattr(got.stats, count) == getattr(expected.stats, count), count
-    assert got.stats.h == pytest.approx(expected.stats.h, rel=1e-4 if x.dtype == torch.float64 else 0.3)
+    assert got.stats.h == pytest.approx(expected.stats.h, rel=1e-4 if got.ys.dtype == torch.float64 else 0.3)
     assert got.times == expected.times
-    return got
 
 
 @pytest.mark.slow
@@ -74,14 +87,26 @@ def test_fixed_steps_are_the_eager_ones(traced, solver, x):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [5, None])
 @pytest.mark.parametrize("solver", EXPLICIT)
-def test_every_explicit_method_is_the_eager_one(traced, solver, steps, x):
-    if steps is None and not solvers[solver].adaptive:
-        pytest.skip("no error estimate")
-    numerics = {"steps": steps} if steps else {"rtol": 1e-4, "atol": 1e-4}
-    counts = ("accepted", "rejected") if steps is None and not solvers[solver].tableau.fsal else ("nfe", "accepted")
-    agree(Swirl(), x, solver=solver, counts=counts, **numerics)
+def test_every_explicit_method_is_the_eager_one(traced, solver, x):
+    agree(Swirl(), x, solver=solver, counts=("nfe", "accepted"), steps=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", [name for name in EXPLICIT if solvers[name].adaptive])
+def test_every_adaptive_explicit_method_takes_the_eager_steps_and_on_them_gives_the_eager_numbers(traced, solver, x):
+    """The estimate is a small difference of large numbers, summed in another order, and the sharp turn magnifies what
+    that makes of h: a factor that is wrong in the last place in each step of an eager solve changes a gradient by 9e-9
+    (tsit5). On the same steps nothing is magnified, and the numbers are those of eager steps to rounding.
+    """
+    F, numerics = Swirl(), {"rtol": 1e-4, "atol": 1e-4}
+    counts = ("nfe", "accepted", "rejected") if solvers[solver].tableau.fsal else ("accepted", "rejected")
+    got, gradients = compiled_without_warning(F, x, solver=solver, **numerics)
+    same_steps(got, solved(F, x, False, solver=solver, **numerics)[0], counts)
+    grid = [INTERVAL[0], *accumulate(got.stats.h)]
+    assert grid[-1] == pytest.approx(INTERVAL[1], rel=1e-14)
+    expected, truth = solved(F, x, False, solver=solver, grid=[*grid[:-1], INTERVAL[1]])
+    same_numbers(got, gradients, expected, truth, within=1e-12)
 
 
 @pytest.mark.slow
