@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.peers import BUDGET, OVER, TIMES, libraries
+from benchmarks.peers import BUDGET, OTHERS, OVER, TIMES, libraries
 from odenet.solvers import solvers
 from odenet.solvers.scheme import DEFAULT_CONTROLLER
 from tests.oracles.detest import DETEST, Problem, reference
@@ -129,7 +129,7 @@ def compared(rows: list[Row], method: str, tolerance: float) -> Case | None:
     """The case, or None if no peer has the method or nothing was solved."""
     found = pick(rows, method=method, tolerance=tolerance)
     by = {name: {row["problem"]: row for row in pick(found, library=name)} for name in libraries()}
-    by = {name: rows for name, rows in by.items() if len(rows) == len(DETEST)}
+    by = {n: rows for n, rows in by.items() if len(rows) == len(DETEST) and (n, method) not in OTHERS}
     solved = [p.name for p in DETEST if all(p.name in b and b[p.name]["error"] is not None for b in by.values())]
     if len(by) < 2 or "odenet" not in by or not solved:
         return None
@@ -203,7 +203,8 @@ says is in [solvers.md](solvers.md).
 
 A case is a method at a tolerance, over the problems that all the libraries solved: the sum of NFE, and the geometric
 mean of the error, each divided by that of the best peer, which may be another one for each of the two. At equal work:
-(error / peer's) · (NFE / peer's)^p, for the better peer.
+(error / peer's) · (NFE / peer's)^p, for the better peer. torchdiffeq's `adaptive_heun` and `fehlberg2` are listed below
+but are no peers here: they are other methods, with an evaluation a step less ([solvers.md](solvers.md)).
 
 {beside}
 

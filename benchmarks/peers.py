@@ -18,6 +18,8 @@ from tests.oracles.detest import DETEST, END, Problem
 TIMES = tuple(float(t) for t in np.linspace(0, END, 21)[1:])
 BUDGET = 50_000  # calls of F that one solve may take
 OVER, FAILED = "over budget", "failed"
+# Methods that share no more than the name: what they are instead is in docs/solvers.md.
+OTHERS = {("torchdiffeq", "adaptive_heun"), ("torchdiffeq", "fehlberg2")}
 
 
 class Answer(NamedTuple):

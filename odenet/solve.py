@@ -123,8 +123,8 @@ def solve(
         grid: ends of the steps of a fixed-step method, from t0 to t1, instead of `steps`; with `per_sample` also a
             tensor (steps + 1, batch).
         first_step: size of the first adaptive step; None to have it estimated.
-        controller: how adaptive steps are picked: "I", "PI", "PI3333", "PI4020", "PI6020", "H211PI", "PID", or a
-            `odenet.solvers.Controller`.
+        controller: how adaptive steps are picked: "I", "PI", "PI3333", "PI4020", "PI6020", "PI8525", "H211PI", "PID",
+            an `odenet.solvers.Controller`, or "auto" for the one that was found best for the method.
         h_min: smallest adaptive step; at that size a step is accepted whatever its error (`stats.forced` counts them).
         h_max: largest adaptive step.
         norm: size of a scaled state in an adaptive solve: tensor -> number or 0-d tensor; None for RMS.

@@ -14,6 +14,7 @@ from odenet.errors import InputError
 from odenet.registry import Registry
 from odenet.solvers.stepper import Evaluate
 
+DEFAULT_CONTROLLER = "auto"  # the method's own: `Stepper.controller`
 MAX_STEPS = 10_000
 NONFINITE_RETRIES = 10  # smaller steps that are tried after NaN or infinity
 STRETCH = 1.01  # a step is made this much longer where it lands on a stop then
@@ -75,6 +76,7 @@ controllers.add("PI", Controller((0.7, -0.4, 0.0)))
 controllers.add("PI3333", Controller((2 / 3, -1 / 3, 0.0)))
 controllers.add("PI4020", Controller((3 / 5, -1 / 5, 0.0)))
 controllers.add("PI6020", Controller((4 / 5, -1 / 5, 0.0), safety=0.92))  # settles at 0.87; docs/solvers.md
+controllers.add("PI8525", Controller((0.85, -0.25, 0.0), safety=0.87))  # settles at 0.79, for dopri8
 controllers.add("H211PI", Controller((1 / 6, 1 / 6, 0.0)))
 controllers.add("PID", Controller((1 / 18, 1 / 9, 1 / 18)))  # Söderlind's H312PID
 

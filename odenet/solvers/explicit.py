@@ -20,6 +20,7 @@ class ExplicitRungeKutta(Stepper):
     def __init__(self, tableau: Tableau):
         self.tableau = tableau
         self.name, self.order, self.reference = tableau.name, tableau.order, tableau.reference
+        self.controller = tableau.controller
         self.error_order = None if tableau.b_error is None else tableau.error_order or tableau.order
         rows = list(zip(tableau.c, tableau.a, strict=True))
         self._later, self._for_error = rows[1 : tableau.used], rows[tableau.used :]

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from odenet.errors import InputError, UnknownNameError
-from odenet.solvers.control import MAX_STEPS, Controller, Norm, controller_of
+from odenet.solvers.control import DEFAULT_CONTROLLER, MAX_STEPS, Controller, Norm, controller_of
 from odenet.solvers.registry import backends, solvers
+from odenet.solvers.stepper import Stepper
 from odenet.solvers.times import host_times
 
 DEFAULT_TOLERANCE = 1e-3
-DEFAULT_CONTROLLER = "PI6020"
 ON_FAILURE = ("raise", "status")
 COMPILE = ("auto", True, False)
 FIXED_BY = ("steps", "step_size", "grid")
@@ -40,7 +40,8 @@ class Scheme:
         grid: ends of the steps of a fixed-step method, from t0 to t1, instead of steps; with `per_sample` also a tensor
             (steps + 1, batch).
         first_step: size of the first adaptive step, or None to have it estimated.
-        controller: how the next adaptive step is picked: a name of `controllers`, or a `Controller`.
+        controller: how the next adaptive step is picked: a name of `controllers`, a `Controller`, or "auto" for the
+            method's own.
         h_min: smallest adaptive step; at that size a step is accepted whatever its error.
         h_max: largest adaptive step.
         norm: size of a scaled state in an adaptive solve, tensor -> number or 0-d tensor; None for RMS.
@@ -137,7 +138,10 @@ class Scheme:
     @cached_property
     def step_controller(self) -> Controller:
         """The controller of an adaptive solve."""
-        return controller_of(self.controller)
+        if self.controller != DEFAULT_CONTROLLER:
+            return controller_of(self.controller)
+        stepper = next((stepper for name, stepper in solvers.items() if name == self.solver), Stepper)
+        return controller_of(stepper.controller)
 
     @cached_property
     def tolerances(self) -> tuple[Any, Any]:
@@ -232,7 +236,7 @@ class Scheme:
                 check_positive(name, value)
         if self.h_min > self.h_max:
             raise InputError(f"h_min={self.h_min:g} is larger than h_max={self.h_max:g}")
-        controller_of(self.controller)
+        self.step_controller  # noqa: B018 raises where there is none of this name
         for name in backends[self.backend].refuses:
             if getattr(self, name) != getattr(type(self), name):
                 raise InputError(

@@ -113,6 +113,7 @@ class Stepper:
         per_sample: whether each sample may have a step of its own: then h in `Span` may be a tensor that broadcasts
             against the state, and nothing of the step may depend on other samples.
         options: names of the options that `prepare` finds in the scheme.
+        controller: how its adaptive steps are picked where nothing is said of it, a name of `controllers`.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Stepper:
     lasting: bool = False
     per_sample: bool = False
     options: tuple[str, ...] = ()
+    controller: str = "PI6020"
 
     @property
     def adaptive(self) -> bool:

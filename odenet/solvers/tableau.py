@@ -26,6 +26,7 @@ class Tableau:
             interpolation.
         dense_c: abscissae of the further stages of the dense output.
         dense_a: their coefficients, over the same stages as `dense`.
+        controller: how adaptive steps are picked where nothing is said of it, a name of `controllers`.
         reference: the paper.
     """
 
@@ -40,6 +41,7 @@ class Tableau:
     dense: tuple[tuple[float, ...], ...] | None = None
     dense_c: tuple[float, ...] = ()
     dense_a: tuple[tuple[float, ...], ...] = ()
+    controller: str = "PI6020"
     reference: str = ""
 
     @property

@@ -301,6 +301,14 @@ def test_on_failure_status_returns_what_was_reached_with_its_gradient(F, scheme,
     torch.testing.assert_close(grad, torch.full_like(grad, expected), rtol=0.03, atol=0)
 
 
+def test_the_controller_is_the_methods_own_unless_one_is_named():
+    def sizes(solver, **how):
+        return odenet.solve(LINEAR.F, LINEAR.x0, (0.0, 5.0), solver=solver, rtol=1e-6, atol=1e-6, **how).stats.h
+
+    assert sizes("dopri8") == sizes("dopri8", controller="PI8525") != sizes("dopri8", controller="PI6020")
+    assert sizes("dopri5") == sizes("dopri5", controller="PI6020") != sizes("dopri5", controller="PI8525")
+
+
 def test_a_solve_that_succeeds_has_status_success_whatever_on_failure_says():
     solution = odenet.solve(LINEAR.F, LINEAR.x0, on_failure="status")
     assert solution.status == "success" and solution.error is None
