@@ -13,17 +13,20 @@ from odenet.blocks import Block, ResNet
 from odenet.depth import PiecewiseConstant
 from odenet.errors import InputError
 from odenet.residual.branches import BRANCHES, class_path, open_block
+from odenet.residual.from_block import from_block
 
 SHORTCUTS = ("downsample", "shortcut")
 
 
-def from_blocks(blocks: Iterable[nn.Module], **walk: Any) -> ResNet:
+def from_blocks(blocks: Iterable[nn.Module], bound: Mapping[str, Any] | None = None, **walk: Any) -> ResNet:
     """A chain of shape-preserving blocks, e.g. the layers of a transformer, as one untied `ResNet` with h = 1.
 
     Its Euler steps are the blocks: it computes what they compute one after the other, with their parameters.
 
     Args:
-        blocks: modules with `forward(x)`, such as an `nn.Sequential`; they are shared, not copied.
+        blocks: modules with `forward(x)`, such as an `nn.Sequential`; they are shared, not copied. What they take
+            besides x is handed to the block that is made of them, `block(x, mask)`, or bound here.
+        bound: keyword arguments for every call of every block, such as `{"attention_mask": mask}`.
         **walk: other arguments of `ResNet`, e.g. `gradient="checkpoint"`.
 
     Returns:
@@ -35,7 +38,7 @@ def from_blocks(blocks: Iterable[nn.Module], **walk: Any) -> ResNet:
     blocks = list(blocks)
     if not blocks:
         raise InputError("from_blocks needs at least one block, got none")
-    layers = [open_block(block) for block in blocks]
+    layers = [from_block(block, **bound) if bound else open_block(block) for block in blocks]
     return ResNet(PiecewiseConstant(layers), len(layers), **{"t1": float(len(layers)), **walk})
 
 
@@ -112,6 +115,8 @@ def is_identity_block(module: nn.Module, extra: tuple[type[nn.Module], ...] = ()
     if class_path(module) not in BRANCHES and not (extra and isinstance(module, extra)):
         return False
     if any(_has_layers(getattr(module, name, None)) for name in SHORTCUTS):
+        return False
+    if class_path(module).startswith("timm.models.byobnet.") and module.shortcut is None:  # there: nothing is added
         return False
     return getattr(module, "stride", 1) in (1, (1, 1))
 

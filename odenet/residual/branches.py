@@ -36,6 +36,10 @@ BRANCHES: dict[str, Branch | None] = {
     "timm.models.senet.SEResNetBottleneck": _LEGACY_SE,
     "timm.models.senet.SEResNeXtBottleneck": _LEGACY_SE,
     "timm.models.senet.SEResNetBlock": Branch("conv1 bn1 relu conv2 bn2 relu se_module", "relu"),
+    "timm.models.byobnet.BasicBlock": Branch("conv1_kxk attn conv2_kxk attn_last drop_path", "act"),
+    "timm.models.byobnet.BottleneckBlock": Branch(
+        "conv1_1x1 conv2_kxk conv2b_kxk attn conv3_1x1 attn_last drop_path", "act"
+    ),
     "timm.models.res2net.Bottle2neck": None,
     "timm.models.resnest.ResNestBottleneck": None,
     "timm.models.sknet.SelectiveKernelBasic": None,
