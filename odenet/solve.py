@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from operator import index
+from types import NoneType
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +20,9 @@ from odenet.run import run
 from odenet.solvers import Scheme, Solution
 from odenet.solvers.control import MAX_STEPS, Controller, Norm
 from odenet.solvers.scheme import DEFAULT_CONTROLLER, check_options
+
+PLAIN, MOST_SCHEMES = (str, int, float, bool, NoneType, Controller), 256
+_schemes: dict[Any, Scheme] = {}  # of the same words the same scheme, which small solves do not wait for again
 
 
 def make_scheme(
@@ -36,6 +40,21 @@ def make_scheme(
     Raises:
         InputError: a value that cannot be used, or two that cannot be used together.
     """
+    plain = all(isinstance(v, PLAIN) or (type(v) in (tuple, dict) and not v) for v in numerics.values())
+    key = plain and (solver, gradient, backend, default_gradient, *((n, type(v), v or 0) for n, v in numerics.items()))
+    if plain and key in _schemes:
+        return _schemes[key]
+    scheme = _checked(solver, gradient, backend, default_gradient, numerics)
+    if plain:
+        if len(_schemes) >= MOST_SCHEMES:
+            _schemes.clear()
+        _schemes[key] = scheme
+    return scheme
+
+
+def _checked(
+    solver: str, gradient: str | None, backend: str, default_gradient: str, numerics: dict[str, Any]
+) -> Scheme:
     if not isinstance(numerics.get("steps"), bool | None):
         with contextlib.suppress(TypeError):
             numerics["steps"] = index(numerics["steps"])  # an integer of NumPy or torch is one too

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet.compiled.report import CompileWarning, captured, tell, warn
+from odenet.compiled.rowwise import NotRowwiseError
 from odenet.solvers.problem import Problem
 from odenet.solvers.scheme import Scheme
 from odenet.solvers.solution import Solution
@@ -73,12 +74,26 @@ def solve(problem: Problem) -> Solution | None:
     if graphs is None:
         return None
     try:
-        return _solved(problem, entry, graphs)
+        try:
+            return _solved(problem, entry, graphs)
+        except NotRowwiseError:
+            entry.graphs = _whole(problem)
+            return _solved(problem, entry, entry.graphs)
     except Exception as error:  # errors of F itself come again, eagerly
         return refused(problem, entry, captured(error))
 
 
-def _graphs(problem: Problem) -> Graphs:
+def _graphs(problem: Problem) -> Any:
+    """Row by row on a CPU; what cannot be so is found out by the first walk."""
+    if problem.x0.device.type == "cpu":
+        from odenet.compiled.rowwise.graphs import RowGraphs
+
+        return RowGraphs(problem)
+    return _whole(problem)
+
+
+def _whole(problem: Problem) -> Graphs:
+    """The batch as a whole."""
     from odenet.compiled.walk import Graphs
 
     return Graphs(problem, problem.x0.numel() <= ONE_THREAD)

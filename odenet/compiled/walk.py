@@ -239,26 +239,31 @@ class Graphs:
 
 
 def compiled(function: Callable[..., Any], notice: Callable[[], None], small: bool = False) -> Callable[..., Any]:
-    """A function as a graph of its own: dynamo counts recompilations by code object, and these are of many F.
-
-    It has a name of its own as well. By that dynamo remembers the numbers that it has seen, and where another method's
-    coefficients come next it would make arguments of them, which lose half of float64's digits on their way.
+    """A function as a graph of its own.
 
     Args:
         function: to be captured whole.
         notice: called with every graph that is made.
         small: whether one thread walks faster than several.
     """
-    assert isinstance(function, FunctionType)
-    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers_of_graphs)}")
-    own = FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
-    graph = torch.compile(own, fullgraph=True, backend=backend(notice, small))
+    graph = torch.compile(own(function), fullgraph=True, backend=backend(notice, small))
 
     def call(*arguments: Any) -> Any:
         with torch.no_grad():
             return graph(*arguments)
 
     return call
+
+
+def own(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A copy of a function: dynamo counts recompilations by code object, and these are of many F.
+
+    It has a name of its own as well. By that dynamo remembers the numbers that it has seen, and where another method's
+    coefficients come next it would make arguments of them, which lose half of float64's digits on their way.
+    """
+    assert isinstance(function, FunctionType)
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers_of_graphs)}")
+    return FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
 
 
 def _numbers(values: Sequence[float], device: torch.device) -> Tensor:

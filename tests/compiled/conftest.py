@@ -2,6 +2,7 @@
 
 import pytest
 
+from odenet import compiled
 from odenet.compiled import walk
 
 
@@ -19,4 +20,5 @@ def traced(monkeypatch):
         return keep
 
     monkeypatch.setattr(walk, "backend", backend)
+    monkeypatch.setattr(compiled, "_graphs", compiled._whole)
     return graphs

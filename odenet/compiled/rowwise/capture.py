@@ -1,0 +1,162 @@
+"""F as a graph of core operations, found by Dynamo, whose guards say whether it is still the same F."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from odenet.compiled.rowwise.program import Program
+from odenet.compiled.rowwise.values import ROW, SHARED, NotRowwiseError, Value, stored
+
+MOST_ELEMENTS = 2**16
+
+
+@dataclass
+class Captured:
+    """A graph of F.
+
+    Attributes:
+        graph: as Dynamo found it.
+        fakes: its inputs without their data.
+        names: of the inputs.
+        state: place of the state among the inputs.
+        time: place of the time among the inputs, or None.
+        given: places of the inputs that are tensors beside these.
+        dtype: of all numbers.
+        features: sizes of a sample.
+        batch: the symbol of the batch.
+    """
+
+    graph: GraphModule
+    fakes: list[Any]
+    names: list[str]
+    state: int
+    time: int | None
+    given: list[int]
+    dtype: torch.dtype
+    features: tuple[int, ...]
+    batch: str
+
+    @classmethod
+    def of(cls, graph: GraphModule) -> Captured:
+        """What Dynamo found, if it can be written row by row.
+
+        Raises:
+            NotRowwiseError: it cannot.
+        """
+        nodes = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        fakes = [node.meta["example_value"] for node in nodes]
+        names = [_source(node) for node in nodes]
+        if "L['x']" not in names:
+            raise NotRowwiseError("it does not depend on the state")
+        state = names.index("L['x']")
+        x = fakes[state]
+        sizes = x.shape
+        if isinstance(sizes[0], int) or any(not isinstance(size, int) for size in sizes[1:]):
+            raise NotRowwiseError("it holds for one size of the batch only")
+        given = []
+        for place, (name, fake) in enumerate(zip(names, fakes, strict=True)):
+            if name in ("L['x']", "L['t']") or isinstance(fake, torch.SymInt):
+                continue
+            if not isinstance(fake, Tensor) or fake.dtype != x.dtype or fake.device != x.device:
+                raise NotRowwiseError(f"it uses {name}, which is no tensor like the state")
+            if any(not isinstance(size, int) for size in fake.shape):
+                raise NotRowwiseError(f"it uses {name}, which has a batch of its own")
+            given.append(place)
+        time = names.index("L['t']") if "L['t']" in names else None
+        return cls(graph, fakes, names, state, time, given, x.dtype, tuple(sizes[1:]), str(sizes[0].node.expr))
+
+    def forward(self) -> Program:
+        """F."""
+        graph = traced(lambda *inputs: [self.graph(*inputs)[0]], self.fakes)
+        return self._program(graph, ())
+
+    def joint(self, wanted: Sequence[int]) -> Program:
+        """F, then its vector-Jacobian product for the state and the inputs at the places `wanted`."""
+        places = (self.state, *wanted)
+
+        def both(*inputs: Any) -> list[Tensor]:
+            *given, cotangent = inputs
+
+            def varied(*leaves: Tensor) -> Tensor:
+                handed = list(given)
+                for place, leaf in zip(places, leaves, strict=True):
+                    handed[place] = leaf
+                return self.graph(*handed)[0]
+
+            k, pull, *_ = torch.func.vjp(varied, *(given[place] for place in places))
+            return [k, *pull(cotangent)]
+
+        x = self.fakes[self.state]
+        with x.fake_mode:
+            cotangent = torch.empty_like(x)  # a tensor of its own, or the two would be taken for one
+        graph = traced(both, [*self.fakes, cotangent])
+        return self._program(graph, (stored(ROW, (None, *self.features), "a", backward=True),))
+
+    def _program(self, graph: GraphModule, more: tuple[Value, ...]) -> Program:
+        values: list[Value | None] = []
+        for place, fake in enumerate(self.fakes):
+            if place == self.state:
+                values.append(stored(ROW, (None, *self.features), "x"))
+            elif place == self.time:
+                values.append(Value(ROW, (), "t"))
+            elif isinstance(fake, Tensor):
+                values.append(stored(SHARED, tuple(fake.shape), f"p[{self.given.index(place)}]"))
+            else:
+                values.append(None)
+        program = Program(graph.graph, [*values, *more], self.dtype, self.batch)
+        if program.kept.size > MOST_ELEMENTS:
+            raise NotRowwiseError("what it computes of a sample is large")
+        return program
+
+
+def traced(function: Callable[..., Any], fakes: Sequence[Any]) -> GraphModule:
+    """A function as a graph of core operations without mutations."""
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    aten = torch.ops.aten
+    kept = {aten.addmm.default, aten.mm.default, aten.bmm.default, aten.tanh.default, aten.t.default}
+    table = {target: form for target, form in select_decomp_table().items() if target not in kept}
+    table |= {aten.var_mean.correction: var_mean, aten.var.correction: lambda *a, **k: var_mean(*a, **k)[0]}
+    table[aten.mean.dim] = mean
+    mode = next(fake.fake_mode for fake in fakes if hasattr(fake, "fake_mode"))
+    pure = torch.func.functionalize(function, remove="mutations")
+    with mode, enable_python_dispatcher(), torch.no_grad():
+        graph = make_fx(pure, decomposition_table=table)(*fakes)
+    graph.graph.eliminate_dead_code()
+    return graph
+
+
+def mean(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """The mean over some axes, as a sum."""
+    axes = _axes(x, dim)
+    return x.sum(axes, keepdim) / math.prod(x.shape[axis] for axis in axes)
+
+
+def var_mean(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """Variance and mean over some axes, as sums."""
+    axes = _axes(x, dim)
+    count = math.prod(x.shape[axis] for axis in axes)
+    center = x.sum(axes, True) / count
+    squares = (x - center).square().sum(axes, keepdim)
+    return squares / (count - (1 if correction is None else correction)), center if keepdim else center.squeeze(axes)
+
+
+def _axes(x: Tensor, dim: Any) -> list[int]:
+    axes = range(x.dim()) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
+    return [axis % x.dim() for axis in axes]
+
+
+def _source(node: Node) -> str:
+    argument = node.meta.get("grapharg")
+    return (
+        str(argument.source.name if not callable(argument.source.name) else argument.source.name()) if argument else ""
+    )

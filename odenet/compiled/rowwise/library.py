@@ -1,0 +1,78 @@
+"""C++ made into functions, and kept on disk where Inductor keeps its own: the next process only loads them."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FLAGS = (
+    "-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
+    "-Wno-ignored-attributes", "-Wno-unknown-pragmas",
+)  # fmt: skip
+
+
+def library(source: str) -> ctypes.CDLL:
+    """The functions of a C++ source.
+
+    Raises:
+        RuntimeError: it cannot be compiled.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    compiler = get_cpp_compiler()
+    flags = (*FLAGS, *_machine())
+    key = hashlib.sha256("\n".join((source, compiler, *flags, platform.machine(), _cpu())).encode()).hexdigest()[:32]
+    folder = Path(cache_dir()) / "odenet"
+    target = folder / f"{key}.so"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            text, built = Path(scratch) / "solve.cpp", Path(scratch) / "solve.so"
+            text.write_text(source)
+            made = subprocess.run(
+                [compiler, *flags, str(text), "-o", str(built), "-lm"], capture_output=True, text=True, check=False
+            )
+            if made.returncode:
+                errors = [line for line in made.stderr.splitlines() if "error" in line]
+                raise RuntimeError(f"{compiler} cannot compile it: {(errors or [made.stderr])[0]}")
+            os.replace(built, target)  # whoever else makes it makes the same
+    return ctypes.CDLL(str(target))
+
+
+def function(found: ctypes.CDLL, name: str, *arguments: Any, result: Any = None) -> Any:
+    """One of its functions."""
+    called = getattr(found, name)
+    called.argtypes, called.restype = arguments, result
+    return called
+
+
+@cache
+def _machine() -> tuple[str, ...]:
+    """What the compiler is told of this machine."""
+    return ("-march=native",) if platform.machine().lower() in ("x86_64", "amd64") else ("-mcpu=native",)
+
+
+@cache
+def _cpu() -> str:
+    """What code for this machine may use, as far as it is known."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return platform.processor() + torch.backends.cpu.get_cpu_capability()
+
+
+@cache
+def register_width() -> int:
+    """Bytes of a register."""
+    return 64 if " avx512f " in f"{_cpu()} " else 32

@@ -1,0 +1,197 @@
+"""Solves of an F that treats every sample by itself: its C++ gives the eager states, gradients and counts."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import odenet
+from odenet import compiled
+from odenet.compiled.rowwise import NotRowwiseError, graphs
+from odenet.errors import SolveError
+from odenet.residual import MLP
+from odenet.solvers import solvers
+from odenet.solvers.explicit import ExplicitRungeKutta
+from tests.compiled.test_compiled import Swirl, agree
+
+ADAPTIVE = {"solver": "dopri5", "rtol": 1e-7, "atol": 1e-7}
+EXPLICIT = [name for name, stepper in solvers.items() if type(stepper) is ExplicitRungeKutta]
+
+
+@pytest.fixture(autouse=True)
+def rowwise_alone(monkeypatch):
+    """No other way to compile."""
+
+    def none(problem):
+        raise AssertionError("not row by row")
+
+    monkeypatch.setattr(compiled, "_whole", none)
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(0)
+    return torch.randn(5, 3, dtype=torch.float64)
+
+
+class Written(nn.Module):
+    """A right-hand side by coordinates, as dynamical systems are written."""
+
+    def __init__(self):
+        super().__init__()
+        self.s = nn.Parameter(torch.tensor([10.0, 28.0, 8 / 3], dtype=torch.float64))
+
+    def forward(self, t, x):
+        s, r, b = self.s
+        a, c, d = x.unbind(-1)
+        return torch.stack([s * (c - a), a * (r - d) - c, a * c - b * d], -1)
+
+
+class Normed(nn.Module):
+    """Norms, softmax, branches, slices and broadcasts."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.mix = nn.LayerNorm(3).double(), nn.Linear(4, 6).double()
+        self.scale = nn.Parameter(torch.randn(2, 1, dtype=torch.float64))
+
+    def forward(self, t, x):
+        y = torch.cat([self.norm(x), t.expand(len(x), 1)], -1)
+        y = (torch.softmax(self.mix(y), -1).view(-1, 2, 3) * self.scale.exp()).sum(1)
+        y = torch.where(y > 0.5, y.sin(), nn.functional.silu(y)) + nn.functional.gelu(x).clamp(min=-0.1)
+        return y - 0.3 * x.abs().amax(-1, keepdim=True) * torch.relu(x[:, :1]) ** 3 - x.mean(1, keepdim=True)
+
+
+class Attending(nn.Module):
+    """Every sample a few tokens that see each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.A = nn.Parameter(torch.randn(4, 4, dtype=torch.float64))
+
+    def forward(self, t, x):
+        weights = torch.softmax(x @ x.transpose(1, 2), -1)
+        return torch.tanh(torch.einsum("bij,bjk->bik", weights, x) * t.cos()) - x + self.A.sum(0)
+
+
+class Hyper(nn.Module):
+    """A time embedding that scales and shifts (FiLM)."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 6)).double()
+        self.inner = nn.Linear(3, 3).double()
+
+    def forward(self, t, x):
+        scale, shift = self.embed(t.reshape(1, 1)).chunk(2, -1)
+        return torch.tanh(self.inner(x) * (1 + scale) + shift) - x
+
+
+@pytest.mark.parametrize("F", [Swirl, Written, Normed, Hyper, Attending])
+def test_states_gradients_and_counts_are_the_eager_ones(F, x):
+    torch.manual_seed(1)
+    if F is Attending:
+        x = torch.randn(5, 3, 4, dtype=torch.float64)
+    loose = {"rtol": 1e-4, "atol": 1e-4}
+    got = agree(F(), x, within=1e-8, interval=(0.0, 0.6), ts=[0.0, 0.2, 0.31, 0.6], gradient="checkpoint", **loose)
+    assert got.stats.vjps == 7 * got.stats.accepted
+
+
+@pytest.mark.parametrize("solver", ["euler", "rk4"])
+def test_fixed_steps_args_and_outputs(solver, x):
+    u = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    agree(Swirl(), x, ts=[0.0, 0.75, 1.5], interval=(0.0, 1.5), args=(u,), solver=solver, steps=6)
+    agree(Swirl(), x, ts=[1.5, 0.75, 0.0], interval=(1.5, 0.0), args=(u,), solver=solver, steps=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [5, None])
+@pytest.mark.parametrize("solver", EXPLICIT)
+def test_every_explicit_method_is_the_eager_one(solver, steps, x):
+    if steps is None and not solvers[solver].adaptive:
+        pytest.skip("no error estimate")
+    numerics = {"steps": steps} if steps else {"rtol": 1e-4, "atol": 1e-4}
+    counts = ("accepted", "rejected") if steps is None and not solvers[solver].tableau.fsal else ("nfe", "accepted")
+    agree(Written(), x, within=1e-8, interval=(0.0, 0.5), solver=solver, counts=counts, **numerics)
+
+
+def test_any_batch_is_taken_and_threads_change_nothing(monkeypatch):
+    torch.manual_seed(0)
+    F, threads = MLP(3, width=16, norm="none", time="concat"), torch.get_num_threads()
+    x = torch.randn(300, 3)
+    known = odenet.solve(F, x, compile=True).stats.nfe
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            for batch in (1, 2, 9, 33, 300):
+                assert agree(F, x[:batch], within=2e-5, counts=("accepted",)).stats.nfe <= known
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_record_that_is_full_is_followed_by_another(monkeypatch, x):
+    monkeypatch.setattr(graphs, "FIRST_RECORD", 8)
+    got = agree(Swirl(), x, within=1e-9, ts=[0.0, 0.3, 0.31, 1.0, 1.7], **ADAPTIVE)
+    assert got.stats.accepted > 16
+
+
+def test_second_derivatives_are_those_of_eager_steps(x):
+    F, found = Swirl(), []
+    for compile in (True, False):
+        x0 = x.clone().requires_grad_()
+        y = odenet.solve(F, x0, compile=compile, **ADAPTIVE).last
+        (g,) = torch.autograd.grad(y.sin().sum(), x0, create_graph=True)
+        found.append(torch.autograd.grad(g.square().sum(), [x0, F.A]))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
+
+
+def test_a_changed_F_is_seen(x):
+    F = Swirl()
+    F.gain = 1.0
+    F.forward = lambda t, x: F.gain * torch.tanh(x @ F.A)
+    for gain in (1.0, 2.0):
+        F.gain = gain
+        got, expected = (odenet.solve(F, x, compile=compile, **ADAPTIVE).last for compile in (True, False))
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "F",
+    [
+        lambda t, x: x - x.mean(0),
+        lambda t, x: x.flip(0),
+        lambda t, x: x[:1] - x,
+        lambda t, x: -x @ x.T @ x,
+        lambda t, x: torch.softmax(x, 0),
+        lambda t, x: -x / len(x),
+        lambda t, x: x.cumsum(0),
+    ],
+)
+def test_samples_that_see_each_other_are_not_walked_row_by_row(F, x, monkeypatch):
+    with torch.no_grad():
+        expected = odenet.solve(F, x, compile=False).last
+    asked = []
+    monkeypatch.setattr(compiled, "_whole", lambda problem: asked.append(problem) or _Eager())
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.testing.assert_close(odenet.solve(F, x, compile=True).last, expected)
+    assert asked
+
+
+class _Eager:
+    compilations = 0
+
+    def walk(self, problem, keep):
+        raise NotRowwiseError("walked eagerly here")
+
+
+def test_a_state_that_is_not_finite_is_told_as_eagerly():
+    F = Swirl()
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(SolveError) as eager:
+            odenet.solve(F, torch.full((2, 3), bad, dtype=torch.float64), compile=False)
+        with pytest.raises(SolveError) as found:
+            odenet.solve(F, torch.full((2, 3), bad, dtype=torch.float64), compile=True)
+        assert type(found.value) is type(eager.value)
