@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +31,8 @@ class ImplicitRungeKutta(Stepper):
     """x_next from x, for the tableau it was given, by Newton's method.
 
     Stages are solved one after the other where the tableau is lower triangular, else together. An adaptive solve solves
-    them to 1e-4 of its tolerance, a fixed step to rounding. Gradients are those of the solved equations.
+    them to 1e-4 of its tolerance, a fixed step to rounding. Gradients are those of the solved equations. Where all stages
+    are solved together they are carried to the next step, so that the search begins on the polynomial through them.
 
     Args:
         tableau: of the method.
@@ -73,7 +76,7 @@ class ImplicitRungeKutta(Stepper):
     ) -> Trial:
         """One step over `span`; `converged` is False if its equations could not be solved."""
         if self.companion is not None and self._leaves_the_piece(span):
-            return self.companion.step(f, span, x, memory, first, error)
+            return replace(self.companion.step(f, span, x, NOTHING, first, error), given=memory, memory=NOTHING)
         tableau, linear = self.tableau, linear_solver(x)
         explicit = tableau.explicit_first
         if first is None and (explicit or tableau.error_first):
@@ -84,7 +87,7 @@ class ImplicitRungeKutta(Stepper):
                 assert first is not None
                 k.append(first)
                 continue
-            solved, equations = self._solve(f, span, x, k, group, linear, first)
+            solved, equations = self._solve(f, span, x, k, group, linear, first, memory)
             if not solved.converged:
                 reached = combine(equations.base.detach(), span.h, equations.a[-1], list(solved.K))
                 stages = list(solved.value.detach())
@@ -94,7 +97,12 @@ class ImplicitRungeKutta(Stepper):
             k += self._attached(equations, solved, span)
         x_next = combine(x, span.h, tableau.b, k)
         estimate = self._estimate(f, span, x, first, k, linear) if error else None
-        return Trial(span, x, x_next, k, estimate, given=memory, first=first)
+        kept = Memory((torch.stack([part.detach() for part in k]),), (span.h,)) if self._at_once else NOTHING
+        return Trial(span, x, x_next, k, estimate, given=memory, memory=kept, first=first)
+
+    @property
+    def _at_once(self) -> bool:
+        return self.tableau.coupled or self.tableau.stages == 1
 
     def _solve(
         self,
@@ -105,16 +113,36 @@ class ImplicitRungeKutta(Stepper):
         group: range,
         linear: Dense | Krylov,
         first: Tensor | None,
+        memory: Memory,
     ) -> tuple[Solved, Equations]:
-        """The stages of a group, from those before them; the search begins at the slope before."""
+        """The stages of a group, from those before them; the search begins where the former step's polynomial goes, or
+        at the slope before."""
         tableau = self.tableau
         base = combine(x, span.h, tableau.a[group[0]][: len(k)], k)
         rows = [tableau.a[i][group[0] : group[-1] + 1] for i in group]
         equations = Equations(f, [span.at(tableau.c[i]) for i in group], base, span.h, rows)
+        if memory.tensors:
+            solved = newton(equations, self._predicted(span, memory), linear, self._precision)
+            if solved.converged or self._precision.tolerances is not None:
+                return solved, equations
+            linear.forget()
         with torch.no_grad():
             before = k[-1] if k else torch.zeros_like(x) if first is None else first
             guess = torch.stack([before.detach()] * len(group))
         return newton(equations, guess, linear, self._precision), equations
+
+    @torch.no_grad()
+    def _predicted(self, span: Span, memory: Memory) -> Tensor:
+        """The stages by the former step's slopes k' = x'(t' + c h'): Σ_j k'_j ℓ_j(1 + c_i h/h') with Lagrange's ℓ_j.
+
+        Reference:
+            Hairer and Wanner 1996, Solving Ordinary Differential Equations II, section IV.8.
+        """
+        c, (former,), (h,) = self.tableau.c, memory.tensors, memory.times
+        k = list(former.detach())
+        ends = [1 + ci * span.h / h for ci in c]
+        rows = [[math.prod((end - cm) / (cj - cm) for cm in c if cm != cj) for cj in c] for end in ends]
+        return torch.stack([combine(None, 1.0, row, k) for row in rows])
 
     def _attached(self, equations: Equations, solved: Solved, span: Span) -> list[Tensor]:
         """The stages with their gradient."""

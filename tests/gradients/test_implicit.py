@@ -53,6 +53,22 @@ def test_an_exact_gradient_through_gmres_is_the_same_by_every_method():
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10 * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("options", [{}, {"checkpoints": 2}], ids=["every state", "two states"])
+def test_a_step_taken_again_begins_where_it_began(options):
+    """What Newton's method leaves of 1e-3 is the same on the way back: the former stages are part of what is kept."""
+    F = odenet.residual.MLP(3, width=6, layers=1, time="concat").double()
+    grads = []
+    for gradient, chosen in (("autograd", {}), ("checkpoint", options)):
+        x0 = torch.linspace(-2, 2, 6, dtype=torch.float64).reshape(2, 3).requires_grad_()
+        solution = odenet.solve(
+            F, x0, (0, 8), solver="radau5", rtol=1e-3, atol=1e-3, gradient=gradient, gradient_options=chosen
+        )
+        assert solution.stats.accepted > 4
+        grads.append(torch.autograd.grad(solution.last.square().sum(), [x0, *F.parameters()]))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
 def bumps_of_seed():
     torch.manual_seed(3)
     return bumps(20)[None, None]

@@ -362,3 +362,23 @@ def test_states_of_no_sample_and_of_no_dimension(name, steps):
     last = odenet.solve(lambda t, x: -x, number, solver=name, steps=steps).last
     (slope,) = torch.autograd.grad(last, number)
     assert float(last.detach()) == pytest.approx(math.exp(-1), abs=1e-3) == float(slope)
+
+
+def test_radau5_begins_where_the_step_before_points_and_evaluates_no_more_than_scipys():
+    slope = lambda t, y: [y[1], 100 * (1 - y[0] ** 2) * y[1] - y[0]]  # noqa: E731
+    F = lambda t, x: torch.stack([x[1], 100 * (1 - x[0] ** 2) * x[1] - x[0]])  # noqa: E731
+    with torch.no_grad():
+        solution = odenet.solve(F, real(2.0, 0.0), (0, 150), solver="radau5", rtol=1e-7, atol=1e-7)
+    peer = solve_ivp(slope, (0, 150), [2.0, 0.0], "Radau", rtol=1e-7, atol=1e-7)
+    assert solution.stats.nfe <= peer.nfev
+    np.testing.assert_allclose(solution.last.numpy(), peer.y[:, -1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gl4", "radau5"])
+def test_a_step_whose_prediction_leads_astray_begins_again_at_the_slope(name):
+    """x' = -log x from a short step to one 99 times as long: the former polynomial leads to where log is NaN."""
+    F = lambda t, x: -x.log()  # noqa: E731
+    got = odenet.solve(F, real(0.1), (0, 1), solver=name, grid=[0.0, 0.01, 1.0]).last
+    one = odenet.solve(F, real(0.1), (0, 0.01), solver=name, steps=1).last
+    other = odenet.solve(F, one, (0.01, 1.0), solver=name, steps=1).last
+    torch.testing.assert_close(got, other, rtol=1e-12, atol=0)
