@@ -31,8 +31,8 @@ class ImplicitRungeKutta(Stepper):
     """x_next from x, for the tableau it was given, by Newton's method.
 
     Stages are solved one after the other where the tableau is lower triangular, else together. An adaptive solve solves
-    them to 1e-4 of its tolerance, a fixed step to rounding. Gradients are those of the solved equations. Where all stages
-    are solved together they are carried to the next step, so that the search begins on the polynomial through them.
+    them to 1e-4 of its tolerance, a fixed step to rounding. Gradients are those of the solved equations. Stages that
+    are solved together are carried to the next step, so that the search begins on the polynomial through them.
 
     Args:
         tableau: of the method.
