@@ -100,22 +100,26 @@ static inline void product(const T* a, long ak, const T* b, long bk, long bj, co
 }
 
 // sum[i * J + j] += sum over lanes of s[i * si] * l[j * lj], for I x J elements.
+template <long N, long M, long J>
+static inline void tile(const T* __restrict s, long si, const T* __restrict turned, T* __restrict sum) {
+  V part[N][M];
+  for (long n = 0; n < N; n++)
+    for (long m = 0; m < M; m++) part[n][m] = V(*reinterpret_cast<const U*>(sum + n * J + m * LANES));
+  for (long r = 0; r < R; r++) {
+    V x[M];
+    for (long m = 0; m < M; m++) x[m] = V(*reinterpret_cast<const U*>(turned + r * J + m * LANES));
+    for (long n = 0; n < N; n++)
+      for (long m = 0; m < M; m++) part[n][m] += x[m] * s[n * si * R + r];
+  }
+  for (long n = 0; n < N; n++)
+    for (long m = 0; m < M; m++) *reinterpret_cast<U*>(sum + n * J + m * LANES) = U(part[n][m]);
+}
+
 template <long N, long J>
 static inline void rows(const T* __restrict s, long si, const T* __restrict turned, T* __restrict sum) {
-  constexpr long M = J / LANES >= 3 ? 3 : J / LANES >= 1 ? J / LANES : 1;
   long j = 0;
-  for (; j + M * LANES <= J; j += M * LANES) {
-    V part[N][M];
-    for (long n = 0; n < N; n++)
-      for (long m = 0; m < M; m++) part[n][m] = V(*reinterpret_cast<const U*>(sum + n * J + j + m * LANES));
-    for (long r = 0; r < R; r++)
-      for (long n = 0; n < N; n++) {
-        const T w = s[n * si * R + r];
-        for (long m = 0; m < M; m++) part[n][m] += V(*reinterpret_cast<const U*>(turned + r * J + j + m * LANES)) * w;
-      }
-    for (long n = 0; n < N; n++)
-      for (long m = 0; m < M; m++) *reinterpret_cast<U*>(sum + n * J + j + m * LANES) = U(part[n][m]);
-  }
+  for (; j + 2 * LANES <= J; j += 2 * LANES) tile<N, 2, J>(s, si, turned + j, sum + j);
+  for (; j + LANES <= J; j += LANES) tile<N, 1, J>(s, si, turned + j, sum + j);
   for (; j < J; j++)
     for (long n = 0; n < N; n++) {
       T part = 0;
@@ -130,6 +134,7 @@ static inline void outer(const T* s, long si, const T* l, long lj, T* sum) {
   for (long j = 0; j < J; j++)
     for (long r = 0; r < R; r++) turned[r * J + j] = l[j * lj * R + r];
   long i = 0;
-  for (; i + 4 <= I; i += 4) rows<4, J>(s + i * si * R, si, turned, sum + i * J);
+  for (; i + 6 <= I; i += 6) rows<6, J>(s + i * si * R, si, turned, sum + i * J);
+  for (; i + 2 <= I; i += 2) rows<2, J>(s + i * si * R, si, turned, sum + i * J);
   for (; i < I; i++) rows<1, J>(s + i * si * R, si, turned, sum + i * J);
 }
