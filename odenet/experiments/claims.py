@@ -15,7 +15,7 @@ from typing import Any
 
 from odenet.diagnostics import Curves, Line
 from odenet.errors import InputError
-from odenet.experiments.report_findings import finest, points
+from odenet.experiments.report_findings import euler_cells, finest, points
 from odenet.experiments.report_table import Results, known, percent
 from odenet.registry import Registry
 
@@ -70,9 +70,8 @@ def sentences(claim: Claim, runs: int) -> list[str]:
 @claims.register("solver_swap")
 def solver_swap(list_of_results: Sequence[Results]) -> Claim:
     """Networks trained with few Euler steps collapse under a finer solver, those with many do not."""
-    drops = {
-        name: _mean(n["test_accuracy"] - _finest(n) for n in runs) for name, runs in _runs(list_of_results).items()
-    }
+    runs = _runs(list_of_results)
+    drops = {name: _mean(n["test_accuracy"] - _finest(n) for n in found) for name, found in runs.items()}
     names = list(drops)
     critical = next((n for i, n in enumerate(names) if all(drops[m] <= SURVIVES + 1e-9 for m in names[i:])), None)
     text = "; ".join(f"{name} loses {points(max(0.0, drop))}" for name, drop in drops.items())
@@ -83,6 +82,7 @@ def solver_swap(list_of_results: Sequence[Results]) -> Claim:
         "size it keeps it.",
         f"under the finest solver {text}{where}.",
         drops[names[0]] > COLLAPSE and critical is not None,
+        {"": Curves("Euler steps after training", "test accuracy", _walked(runs), logx=True)},
     )
 
 
@@ -238,6 +238,18 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 def _reshaped(networks: Sequence[Network], pieces: int) -> float:
     """Mean accuracy with so many layers made of those that were trained."""
     return _mean(cell["accuracy"] for n in networks for cell in n["swap"] if cell["pieces"] == pieces)
+
+
+def _walked(runs: Mapping[str, Sequence[Network]]) -> list[Line]:
+    """Mean accuracy of each network under Euler's method with more and more steps."""
+    lines = []
+    for name, found in runs.items():
+        reached: dict[int, list[float]] = {}
+        for cell in (cell for network in found for cell in euler_cells(network)):
+            reached.setdefault(cell["steps"], []).append(cell["accuracy"])
+        steps = sorted(reached)
+        lines.append(Line(name, [float(n) for n in steps], [statistics.fmean(reached[n]) for n in steps]))
+    return lines
 
 
 def _need(claim: str, found: Mapping[str, Any], *names: str) -> None:

@@ -120,14 +120,15 @@ def finest(network: Network) -> list[Cell]:
 def smallest_euler(network: Network) -> int | None:
     """Fewest Euler steps from which on, through all finer ones, accuracy stays within 1 point of the network's own."""
     steps = None
-    for cell in sorted(_euler(network), key=lambda c: -c["steps"]):
+    for cell in sorted(euler_cells(network), key=lambda c: -c["steps"]):
         if not _holds(network, cell):
             break
         steps = cell["steps"]
     return steps
 
 
-def _euler(network: Network) -> list[Cell]:
+def euler_cells(network: Network) -> list[Cell]:
+    """The cells of Euler's method, by the number of steps, of the weights as they were trained."""
     cells = [c for c in network["swap"] if c["solver"] == "euler" and c["steps"] is not None and known(c["accuracy"])]
     cells = [c for c in cells if c.get("pieces") is None]
     return sorted(cells, key=lambda c: c["steps"])
@@ -139,7 +140,7 @@ def _holds(network: Network, cell: Cell) -> bool:
 
 def _under_other_solvers(network: Network) -> str:
     """One network along the Euler sequence: from where its accuracy holds, and how many classes flip."""
-    cells = _euler(network)
+    cells = euler_cells(network)
     if not cells or not known(network["test_accuracy"]):
         return ""
     steps, last = smallest_euler(network), cells[-1]

@@ -25,6 +25,8 @@ def test_a_collapse_above_the_critical_step_is_seen_and_its_absence_too():
     seen = judge([run(0.5, 0.99), run(0.7, 0.985)])
     assert seen.seen and "euler_1 loses 40 points; euler_8 loses 0.3 points" in seen.measured
     assert "from euler_8 on" in seen.measured
+    coarse, _ = seen.panels[""].lines
+    assert (coarse.label, list(coarse.x), list(coarse.y)) == ("euler_1", [64.0], [pytest.approx(0.6)])
     assert not judge([run(0.99, 0.99)]).seen  # nothing collapses
     assert not judge([run(0.5, 0.9)]).seen  # everything does
 
