@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
+from ctypes import addressof
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,9 +158,10 @@ class RowGraphs:
         code = self._walk_code(field, x)
         call = Walk(batch=batch, threads=_threads(batch, code.lanes))
         inputs = field.tensors()
+        places = _pointers(inputs)
         work = x.new_empty(code.work_size(batch, call.threads))
         end = torch.empty_like(x)
-        call.inputs, call.x0, call.x1, call.work = _pointers(inputs), x.data_ptr(), end.data_ptr(), work.data_ptr()
+        call.inputs, call.x0, call.x1, call.work = addressof(places), x.data_ptr(), end.data_ptr(), work.data_ptr()
         shape = -(-batch // code.lanes), x.numel() // batch, code.lanes
         call.keep = keep
         return (self._adaptive if self.control else self._fixed)(problem, call, code, x, end, shape)
@@ -268,22 +270,23 @@ class RowGraphs:
             return self._other.back(problem, walked, leaves, a, cotangents)
         call = Walk(batch=len(x), threads=_threads(len(x), code.lanes))
         work = x.new_empty(code.work_size(len(x), call.threads))
-        found = {place: torch.zeros_like(field.flat[place], memory_format=torch.contiguous_format) for place in places}
-        parts = {place: torch.empty_like(value) for place, value in found.items()}
-        call.inputs, call.x1, call.work = _pointers(inputs), a.data_ptr(), work.data_ptr()
-        call.gradients = _pointers(list(parts.values()))
+        parts = [torch.empty_like(field.flat[place], memory_format=torch.contiguous_format) for place in places]
+        given_places, found_places = _pointers(inputs), _pointers(parts)
+        call.inputs, call.x1, call.work = addressof(given_places), a.data_ptr(), work.data_ptr()
+        call.gradients = addressof(found_places)
         given = torch.empty(0)
         if cotangents:
             given = torch.stack([torch.zeros_like(a) if c is None else c for c in cotangents])
             call.times, call.at_times, call.outputs = walked.inside.data_ptr(), given.data_ptr(), len(cotangents)
-        steps = 0
+        steps, totals = 0, parts
         for chunk in reversed(walked.chunks):
             call.ts, call.hs, call.xs = chunk.grid.data_ptr(), chunk.sizes.data_ptr(), chunk.blocks.data_ptr()  # type: ignore[attr-defined]
             call.count = chunk.count
             code.walk(call)
+            more = [part.clone() for part in parts] if len(walked.chunks) > 1 else parts
+            totals = more if steps == 0 else [t + m for t, m in zip(totals, more, strict=True)]
             steps += chunk.count
-            for place, part in parts.items():
-                found[place] += part
+        found = dict(zip(places, totals, strict=True))
         used = self.tableau.stages if self.control and cotangents else self.used
         stats = problem.stats
         stats.nfe_backward += used * steps
@@ -346,7 +349,8 @@ def _field(F: Any, t: Tensor, x: Tensor, args: tuple[Any, ...]) -> Any:
 
 
 def _pointers(tensors: Sequence[Tensor]) -> Any:
-    return ctypes.cast((ctypes.c_void_p * max(1, len(tensors)))(*[t.data_ptr() for t in tensors]), ctypes.c_void_p)
+    """Where tensors lie; whoever hands over its address keeps it."""
+    return (ctypes.c_void_p * max(1, len(tensors)))(*[t.data_ptr() for t in tensors])
 
 
 def _threads(batch: int, lanes: int) -> int:
