@@ -40,8 +40,9 @@ def make_scheme(
     Raises:
         InputError: a value that cannot be used, or two that cannot be used together.
     """
-    plain = all(isinstance(v, PLAIN) or (type(v) in (tuple, dict) and not v) for v in numerics.values())
-    key = plain and (solver, gradient, backend, default_gradient, *((n, type(v), v or 0) for n, v in numerics.items()))
+    words = {"solver": solver, "gradient": gradient, "backend": backend, "default": default_gradient, **numerics}
+    plain = all(isinstance(v, PLAIN) or (type(v) in (tuple, dict) and not v) for v in words.values())
+    key = plain and tuple((name, type(v), v or 0) for name, v in words.items())
     if plain and key in _schemes:
         return _schemes[key]
     scheme = _checked(solver, gradient, backend, default_gradient, numerics)
