@@ -1,4 +1,4 @@
-"""The wheel brings its configs along."""
+"""The wheel brings its configs and C++ along."""
 
 import subprocess
 import sys
@@ -17,6 +17,6 @@ def test_the_wheel_holds_every_module_and_every_config(tmp_path):
     (wheel,) = tmp_path.glob("odenet-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder, inside in ((ROOT / "conf", "odenet/conf"), (ROOT / "odenet", "odenet")):
-        for path in [*folder.rglob("*.py"), *folder.rglob("*.yaml")]:
+        for path in [*folder.rglob("*.py"), *folder.rglob("*.yaml"), *folder.rglob("*.h")]:
             assert f"{inside}/{path.relative_to(folder)}" in names
     assert any(name.endswith("entry_points.txt") for name in names)
