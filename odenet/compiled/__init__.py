@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from odenet.compiled.record import ONE_THREAD
 from odenet.compiled.report import CompileWarning, captured, tell, warn
 from odenet.compiled.rowwise import NotRowwiseError
 from odenet.solvers.problem import Problem
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from odenet.solvers.per_sample import SampleProblem
     from odenet.solvers.stats import Stats
 
-ENOUGH, SMALL, ONE_THREAD = 2000, 2**16, 2**12
+ENOUGH, SMALL = 2000, 2**16
 
 
 @dataclass
@@ -96,7 +97,7 @@ def _whole(problem: Problem) -> Graphs:
     """The batch as a whole."""
     from odenet.compiled.walk import Graphs
 
-    return Graphs(problem, problem.x0.numel() <= ONE_THREAD)
+    return Graphs(problem)
 
 
 def graphs_of(problem: Any, entry: Entry, refusal: str | None, make: Callable[[Any], Any]) -> Any:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odenet.compiled.record import Walked
 from odenet.compiled.report import tell, warn_back
 from odenet.compiled.scope import Leaves
-from odenet.compiled.walk import Graphs, Walked
+from odenet.compiled.walk import Graphs
 from odenet.gradients.checkpoint import StoredStates, step_back
 from odenet.gradients.inputs import Inputs
 from odenet.gradients.pullback import plus

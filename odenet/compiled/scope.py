@@ -10,6 +10,7 @@ from torch._C import _functorch  # type: ignore[attr-defined]
 from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _NormBase
 
+from odenet.compiled.record import inside
 from odenet.solvers.explicit import ExplicitRungeKutta
 from odenet.solvers.problem import Problem
 from odenet.solvers.registry import solvers
@@ -65,11 +66,11 @@ def _adaptive(problem: Problem, stepper: ExplicitRungeKutta) -> str | None:
         return "norm and tolerances per element are looked at from the host"
     if len(problem.landings()[0]) > 1:
         return "stops are looked at from the host"
-    inside = [t for t in problem.ts if t not in (problem.t0, problem.t1)]
+    between = inside(problem)
     tableau = stepper.tableau
-    if inside and (tableau.dense is None or tableau.dense_c or not tableau.fsal or tableau.stages > tableau.used + 1):
+    if between and (tableau.dense is None or tableau.dense_c or not tableau.fsal or tableau.stages > tableau.used + 1):
         return f"outputs inside the steps of {scheme.solver!r} need more evaluations of F"
-    if len(inside) > MOST_OUTPUTS:
+    if len(between) > MOST_OUTPUTS:
         return f"more than {MOST_OUTPUTS} outputs inside are cheaper eagerly"
     return None
 

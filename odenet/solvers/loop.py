@@ -259,7 +259,7 @@ class _StepControl:
         self.error: float | None = None
         self.broken: Trial | None = None
         self.nonfinite_in_a_row = 0
-        self.resolution = 16 * torch.finfo(torch.float64).eps * max(abs(problem.t0), abs(problem.t1))
+        self.resolution = problem.resolution
 
     def accept(self, error: float) -> float:
         """Count an accepted step; what to multiply h with."""

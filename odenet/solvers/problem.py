@@ -140,6 +140,11 @@ class Problem:
         return g.reshape(-1).clone()
 
     @property
+    def resolution(self) -> float:
+        """What a step has to be longer than to change t."""
+        return 16 * torch.finfo(torch.float64).eps * max(abs(self.t0), abs(self.t1))
+
+    @property
     def direction(self) -> float:
         """1 if depth is walked forwards, -1 if backwards."""
         return -1.0 if self.t1 < self.t0 else 1.0

@@ -13,7 +13,7 @@ from torch import nn
 
 import odenet
 from odenet import compiled
-from odenet.compiled import CompileWarning, lowering, walk
+from odenet.compiled import CompileWarning, lowering, record
 from odenet.solvers import solvers
 from odenet.solvers.explicit import ExplicitRungeKutta
 
@@ -111,7 +111,7 @@ def test_every_adaptive_explicit_method_takes_the_eager_steps_and_on_them_gives_
 
 @pytest.mark.slow
 def test_a_record_that_is_full_is_followed_by_another(traced, x, monkeypatch):
-    monkeypatch.setattr(walk, "FIRST_RECORD", 8)
+    monkeypatch.setattr(record, "FIRST_RECORD", 8)
     F = Swirl()
     got = agree(F, x, counts=("accepted", "rejected"), ts=ts, **ADAPTIVE)
     assert got.stats.accepted > 16

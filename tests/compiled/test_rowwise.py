@@ -8,6 +8,7 @@ from torch import nn
 
 import odenet
 from odenet import compiled
+from odenet.compiled import record
 from odenet.compiled.rowwise import NotRowwiseError, graphs
 from odenet.errors import SolveError
 from odenet.residual import MLP
@@ -131,7 +132,7 @@ def test_any_batch_is_taken_and_threads_change_nothing(monkeypatch):
 
 
 def test_a_record_that_is_full_is_followed_by_another(monkeypatch, x):
-    monkeypatch.setattr(graphs, "FIRST_RECORD", 8)
+    monkeypatch.setattr(record, "FIRST_RECORD", 8)
     got = agree(Swirl(), x, within=1e-9, ts=[0.0, 0.3, 0.31, 1.0, 1.7], **ADAPTIVE)
     assert got.stats.accepted > 16
 
@@ -178,6 +179,52 @@ def test_samples_that_see_each_other_are_not_walked_row_by_row(F, x, monkeypatch
         warnings.simplefilter("ignore")
         torch.testing.assert_close(odenet.solve(F, x, compile=True).last, expected)
     assert asked
+
+
+def test_an_F_that_changes_what_lies_outside_is_walked_eagerly(x):
+    calls = []
+
+    class Counted(nn.Module):
+        calls = 0
+
+        def forward(self, t, x):
+            self.calls += 1
+            return -x
+
+    F = Counted()
+    for rule, count in ((F, lambda: F.calls), (lambda t, x: calls.append(t) or -x, lambda: len(calls))):
+        with pytest.warns(compiled.CompileWarning, match="F cannot be captured"):
+            first = odenet.solve(rule, x, compile=True)
+        before = count()
+        assert before >= first.stats.nfe and odenet.solve(rule, x, compile=True).stats.nfe == count() - before
+
+
+def test_an_F_that_is_its_argument_is_the_closed_form(x):
+    torch.testing.assert_close(odenet.solve(lambda t, x: x, x, compile=True, **ADAPTIVE).last, x * torch.e)
+
+
+def test_a_gradient_that_couples_samples_is_walked_back_as_a_whole_and_made_once(x, monkeypatch):
+    made = []
+    monkeypatch.setattr(graphs, "Graphs", lambda problem: _Whole())
+
+    def joint(self, wanted):
+        made.append(wanted)
+        raise NotRowwiseError("not here")
+
+    monkeypatch.setattr(graphs.Captured, "joint", joint)
+    F = Swirl()
+    for _ in range(2):
+        x0 = x.clone().requires_grad_()
+        odenet.solve(F, x0, compile=True).last.sum().backward()
+        assert float(x0.grad.sum()) == 0.0
+    assert len(made) == 1
+
+
+class _Whole:
+    compilations = 0
+
+    def back(self, problem, walked, leaves, a, cotangents):
+        return torch.zeros_like(a), *(torch.zeros_like(leaf) for leaf in leaves.tensors)
 
 
 class _Eager:

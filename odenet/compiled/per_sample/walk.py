@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from odenet.compiled.per_sample.graphs import rounds, rounds_back
+from odenet.compiled.record import FIRST_RECORD, LARGEST_RECORD
 from odenet.compiled.scope import Leaves
-from odenet.compiled.walk import FIRST_RECORD, LARGEST_RECORD, compiled
+from odenet.compiled.walk import compiled
 from odenet.solvers.control import NONFINITE_RETRIES
 from odenet.solvers.explicit import ExplicitRungeKutta
 from odenet.solvers.per_sample import SampleProblem

@@ -24,7 +24,6 @@ class Captured:
     Attributes:
         graph: as Dynamo found it.
         fakes: its inputs without their data.
-        names: of the inputs.
         state: place of the state among the inputs.
         time: place of the time among the inputs, or None.
         given: places of the inputs that are tensors beside these.
@@ -35,7 +34,6 @@ class Captured:
 
     graph: GraphModule
     fakes: list[Any]
-    names: list[str]
     state: int
     time: int | None
     given: list[int]
@@ -70,7 +68,7 @@ class Captured:
                 raise NotRowwiseError(f"it uses {name}, which has a batch of its own")
             given.append(place)
         time = names.index("L['t']") if "L['t']" in names else None
-        return cls(graph, fakes, names, state, time, given, x.dtype, tuple(sizes[1:]), str(sizes[0].node.expr))
+        return cls(graph, fakes, state, time, given, x.dtype, tuple(sizes[1:]), str(sizes[0].node.expr))
 
     def forward(self) -> Program:
         """F."""
@@ -157,6 +155,7 @@ def _axes(x: Tensor, dim: Any) -> list[int]:
 
 def _source(node: Node) -> str:
     argument = node.meta.get("grapharg")
-    return (
-        str(argument.source.name if not callable(argument.source.name) else argument.source.name()) if argument else ""
-    )
+    if argument is None:
+        return ""
+    name = argument.source.name
+    return str(name() if callable(name) else name)

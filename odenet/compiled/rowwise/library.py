@@ -8,16 +8,24 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 FLAGS = (
     "-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
     "-Wno-ignored-attributes", "-Wno-unknown-pragmas",
 )  # fmt: skip
+
+SETTINGS = ("t1", "sign", "rtol", "atol", "h_min", "h_max", "resolution", "max_steps")
+PROGRESS = ("n", "t", "h", "e1", "e2", "tries", "forced", "bad")
+COUNTS = ("batch", "threads", "capacity", "keep", "fresh", "count", "outputs")
+PLACES = ("inputs", "x0", "x1", "ts", "hs", "xs", "times", "at_times", "work", "gradients")
 
 
 def library(source: str) -> ctypes.CDLL:
@@ -49,11 +57,38 @@ def library(source: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(target))
 
 
-def function(found: ctypes.CDLL, name: str, *arguments: Any, result: Any = None) -> Any:
-    """One of its functions."""
-    called = getattr(found, name)
-    called.argtypes, called.restype = arguments, result
-    return called
+class Walk(ctypes.Structure):
+    """`Walk` of walk.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_double) for name in SETTINGS),
+        *((name, ctypes.c_double) for name in PROGRESS),
+        *((name, ctypes.c_int64) for name in COUNTS),
+        *((name, ctypes.c_void_p) for name in PLACES),
+    ]
+
+
+@dataclass
+class Code:
+    """Functions of one library."""
+
+    walk: Any
+    work_size: Any
+    lanes: int
+
+    @classmethod
+    def of(cls, source: str, name: str, lanes: int) -> Code:
+        """The functions of a source: the one called `name`, and how much memory it works in."""
+        found = library(source)
+        walk, work_size = getattr(found, name), found.work_size
+        walk.argtypes, walk.restype = (ctypes.POINTER(Walk),), None
+        work_size.argtypes, work_size.restype = (ctypes.c_int64, ctypes.c_int64), ctypes.c_int64
+        return cls(walk, work_size, lanes)
+
+
+def pointers(tensors: Sequence[Tensor]) -> Any:
+    """Where tensors lie; whoever hands over its address keeps it."""
+    return (ctypes.c_void_p * max(1, len(tensors)))(*[t.data_ptr() for t in tensors])
 
 
 @cache

@@ -208,7 +208,7 @@ class Program:
             aten.amin.default: ("INFINITY", "({1} < {0} || {1} != {1} ? {1} : {0})"),
         }.get(target, ("T(0)", "{0} + {1}"))
         kept = [axis for axis in range(len(value.sizes)) if axis not in axes and value.sizes[axis] is not None]
-        result = self.new(value.kind, [None if s is None else s for s in sizes], value.backward)
+        result = self.new(value.kind, sizes, value.backward)
         out = [f"i{axis}" for axis in kept]
         place = " + ".join(
             f"{i} * {s}" for i, s in zip(out, row_major([value.sizes[a] or 1 for a in kept]), strict=True)

@@ -1,0 +1,168 @@
+"""What every compiled solve keeps and counts, whatever makes its code: the accepted grid, the answers, the work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from odenet.solvers.explicit import ExplicitRungeKutta
+from odenet.solvers.problem import Problem
+from odenet.solvers.registry import solvers
+from odenet.solvers.stepper import Span
+
+FIRST_RECORD, LARGEST_RECORD = 64, 2**28
+ONE_THREAD = 2**12  # elements of a state up to which one thread walks faster than several that wait for each other
+
+
+@dataclass
+class Chunk:
+    """A part of the accepted grid, with the states at the starts of its steps.
+
+    Attributes:
+        grid: ends of the steps, one more than there are steps, and then anything.
+        sizes: of the steps, signed, and then anything.
+        states: at their starts; empty if they are not kept.
+        count: number of steps.
+    """
+
+    grid: Tensor
+    sizes: Tensor
+    states: Tensor
+    count: int
+
+
+@dataclass
+class Walked:
+    """What a compiled solve did.
+
+    Attributes:
+        chunks: the accepted grid.
+        states: the answers.
+        inside: times of the answers between t0 and t1, in float64 on the state's device.
+    """
+
+    chunks: list[Chunk]
+    states: list[Tensor]
+    inside: Tensor
+
+
+@dataclass
+class Grid:
+    """The steps of a fixed-step solve.
+
+    Attributes:
+        spans: the steps.
+        ends: of the steps, one more than there are, in float64 on the state's device.
+        sizes: of the steps, signed.
+        place: of each end.
+        lengths: of the steps.
+    """
+
+    spans: list[Span]
+    ends: Tensor
+    sizes: Tensor
+    place: dict[float, int]
+    lengths: list[float]
+
+    @classmethod
+    def of(cls, spans: Sequence[Span], device: torch.device) -> Grid:
+        """The grid of such steps."""
+        ends, sizes = [spans[0].t, *(span.t_next for span in spans)], [span.h for span in spans]
+        grid, hs = (torch.tensor(numbers, dtype=torch.float64, device=device) for numbers in (ends, sizes))
+        return cls(list(spans), grid, hs, {t: i for i, t in enumerate(ends)}, [abs(h) for h in sizes])
+
+
+class Solves:
+    """One kind of solve: its method, how long its record is, and what it counts.
+
+    Args:
+        problem: a solve of that kind.
+
+    Attributes:
+        tableau: of the method.
+        used: stages that a step without an error estimate takes.
+        control: the controller and the order of the error estimate of an adaptive solve, else None.
+        compilations: how many pieces of code have been made so far.
+        capacity: steps that the next record has room for.
+    """
+
+    def __init__(self, problem: Problem):
+        scheme = problem.scheme
+        stepper = solvers[scheme.solver]
+        assert isinstance(stepper, ExplicitRungeKutta)
+        self.tableau, self.used = stepper.tableau, stepper.tableau.used
+        self.control = None
+        if scheme.adaptive:
+            assert stepper.error_order is not None
+            self.control = scheme.step_controller, stepper.error_order
+        self.compilations, self.capacity = 0, FIRST_RECORD
+        self._grid: Grid | None = None
+
+    def room(self, kept: int) -> int:
+        """Steps that a record is made for.
+
+        Args:
+            kept: bytes that are kept of each, or 0.
+        """
+        return max(8, min(self.capacity, LARGEST_RECORD // kept)) if kept else self.capacity
+
+    def grid(self, problem: Problem) -> Grid:
+        """The steps of a fixed-step problem; made anew only where they have changed."""
+        spans, device = problem.spans(), problem.x0.device
+        if self._grid is None or self._grid.spans != spans or self._grid.ends.device != device:
+            self._grid = Grid.of(spans, device)
+        return self._grid
+
+    def count_adaptive(self, problem: Problem, sizes: list[float], tries: int, forced: int, starts: int = 1) -> bool:
+        """Count an adaptive solve; False, with nothing counted, if it took more evaluations than it may.
+
+        Args:
+            problem: what was solved.
+            sizes: of the accepted steps, signed.
+            tries: accepted and rejected steps.
+            forced: steps that were accepted at h_min whatever their error.
+            starts: how often F was evaluated where the walk begins, and for a first step.
+        """
+        scheme, stats, accepted = problem.scheme, problem.stats, len(sizes)
+        a_step = self.tableau.stages - 1 if self.tableau.fsal else self.tableau.stages
+        nfe = starts * (2 if scheme.first_step is None else 1) + tries * a_step
+        if scheme.max_nfe is not None and nfe > scheme.max_nfe:
+            return False
+        stats.nfe, stats.accepted, stats.rejected, stats.forced = nfe, accepted, tries - accepted, forced
+        stats.h = [abs(h) for h in sizes]
+        self.capacity = max(self.capacity, 2 ** math.ceil(math.log2(accepted + 1)))
+        return True
+
+    def count_fixed(self, problem: Problem, grid: Grid) -> None:
+        """Count a fixed-step solve."""
+        stats, count = problem.stats, len(grid.spans)
+        stats.nfe, stats.accepted, stats.h = count * self.used, count, list(grid.lengths)
+
+    def count_back(self, problem: Problem, steps: int, outputs: bool) -> None:
+        """Count a way back.
+
+        Args:
+            problem: what was solved.
+            steps: of it.
+            outputs: whether there were answers between t0 and t1.
+        """
+        stats = problem.stats
+        stages = steps * (self.tableau.stages if self.control and outputs else self.used)
+        stats.nfe_backward += stages
+        stats.vjps += stages
+        stats.steps_backward += steps
+
+
+def inside(problem: Problem) -> list[float]:
+    """Times of the answers between t0 and t1."""
+    return [t for t in problem.ts if t not in (problem.t0, problem.t1)]
+
+
+def answers(problem: Problem, end: Tensor, between: Iterable[Tensor]) -> list[Tensor]:
+    """The states at the problem's times, from the last one and those between t0 and t1."""
+    rest = iter(between)
+    return [problem.x0 if t == problem.t0 else end if t == problem.t1 else next(rest) for t in problem.ts]
