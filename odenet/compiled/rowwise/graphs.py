@@ -15,7 +15,7 @@ from torch._higher_order_ops.wrap import wrap
 from odenet.compiled.record import Chunk, Solves, Walked, answers, inside
 from odenet.compiled.rowwise.capture import Captured
 from odenet.compiled.rowwise.library import Code, Walk, pointers
-from odenet.compiled.rowwise.source import backward, forward, lanes_for
+from odenet.compiled.rowwise.source import backward, forward, lanes_for, widths
 from odenet.compiled.rowwise.values import NotRowwiseError
 from odenet.compiled.scope import Leaves
 from odenet.compiled.walk import Graphs, own
@@ -32,13 +32,14 @@ class Field:
     Attributes:
         graph: F as it was captured.
         walks: code of the walk, by samples of a block.
-        backs: code of the way back, by what is differentiated as well; None where the gradient couples the samples.
+        backs: code of the way back, by the inputs that are differentiated and samples of a block; None where the
+            gradient couples the samples.
         flat: the inputs of the latest call.
     """
 
     graph: Captured
     walks: dict[int, Code] = field(default_factory=dict)
-    backs: dict[Any, Code | None] = field(default_factory=dict)
+    backs: dict[tuple[int, ...], dict[int, Code] | None] = field(default_factory=dict)
     flat: tuple[Any, ...] = ()
 
     def tensors(self) -> list[Tensor]:
@@ -217,26 +218,24 @@ class RowGraphs(Solves):
         return gradients
 
     def _walk_code(self, field: Field, x: Tensor) -> Code:
-        lanes = lanes_for(len(x), x.dtype)
-        if lanes not in field.walks:
-            source = forward(field.graph.forward(), self.tableau, lanes, self.control)
-            field.walks[lanes] = self._code(source, "walk_adaptive" if self.control else "walk_fixed", lanes)
-        return field.walks[lanes]
+        if not field.walks:
+            source = forward(field.graph.forward(), self.tableau, self.control)
+            field.walks = self._code(source, "walk_adaptive" if self.control else "walk_fixed", x)
+        return field.walks[lanes_for(len(x), x.dtype)]
 
     def _back_code(self, field: Field, x: Tensor, wanted: tuple[int, ...]) -> Code | None:
-        lanes = lanes_for(len(x), x.dtype)
-        key = lanes, wanted
-        if key not in field.backs:
+        if wanted not in field.backs:
             try:
-                source = backward(field.graph.joint(wanted), self.tableau, lanes)
-                field.backs[key] = self._code(source, "walk_back", lanes)
+                source = backward(field.graph.joint(wanted), self.tableau)
+                field.backs[wanted] = self._code(source, "walk_back", x)
             except NotRowwiseError:
-                field.backs[key] = None
-        return field.backs[key]
+                field.backs[wanted] = None
+        codes = field.backs[wanted]
+        return None if codes is None else codes[lanes_for(len(x), x.dtype)]
 
-    def _code(self, source: str, name: str, lanes: int) -> Code:
+    def _code(self, source: str, name: str, x: Tensor) -> dict[int, Code]:
         self.compilations += 1
-        return Code.of(source, name, lanes)
+        return Code.of(source, name, widths(x.dtype))
 
 
 class BlockChunk(Chunk):

@@ -77,13 +77,15 @@ class Code:
     lanes: int
 
     @classmethod
-    def of(cls, source: str, name: str, lanes: int) -> Code:
-        """The functions of a source: the one called `name`, and how much memory it works in."""
-        found = library(source)
-        walk, work_size = getattr(found, name), found.work_size
-        walk.argtypes, walk.restype = (ctypes.POINTER(Walk),), None
-        work_size.argtypes, work_size.restype = (ctypes.c_int64, ctypes.c_int64), ctypes.c_int64
-        return cls(walk, work_size, lanes)
+    def of(cls, source: str, name: str, widths: Sequence[int]) -> dict[int, Code]:
+        """The function called `name` of a source, and how much memory it works in, for blocks of each width."""
+        found, codes = library(source), {}
+        for lanes in widths:
+            walk, work_size = found[f"{name}_{lanes}"], found[f"work_size_{lanes}"]
+            walk.argtypes, walk.restype = (ctypes.POINTER(Walk),), None
+            work_size.argtypes, work_size.restype = (ctypes.c_int64, ctypes.c_int64), ctypes.c_int64
+            codes[lanes] = cls(walk, work_size, lanes)
+        return codes
 
 
 def pointers(tensors: Sequence[Tensor]) -> Any:

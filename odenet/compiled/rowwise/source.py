@@ -18,27 +18,32 @@ HERE = Path(__file__).parent
 INPUTS = "const T* const* __restrict p, const T* __restrict s"
 
 
-def lanes_for(batch: int, dtype: torch.dtype) -> int:
-    """Samples of a block: of small batches as many registers as they need, four at most."""
+def widths(dtype: torch.dtype) -> tuple[int, int]:
+    """How many samples make a block: as many as fill a register, or four."""
     register = register_width() // dtype.itemsize
-    return register * min(4, max(1, -(-batch // register)))
+    return register, 4 * register
 
 
-def forward(program: Program, tableau: Tableau, lanes: int, control: tuple[Controller, int] | None) -> str:
+def lanes_for(batch: int, dtype: torch.dtype) -> int:
+    """Samples of a block, of which there is code for every batch: few for two registers at most."""
+    one, four = widths(dtype)
+    return one if batch <= 2 * one else four
+
+
+def forward(program: Program, tableau: Tableau, control: tuple[Controller, int] | None) -> str:
     """C++ of the walk.
 
     Args:
         program: F.
         tableau: of the method.
-        lanes: samples of a block.
         control: the controller and the order of the error estimate of an adaptive walk.
     """
     _written(program, program.outputs[0], stored(ROW, (None, *_features(program)), "k"))
-    parts = ["#define FORWARD", *(["#define ADAPTIVE"] if control else [])]
-    return "\n".join([*parts, _head(program, tableau, lanes, control), *_field(program), _walk()])
+    parts = ["FORWARD", "ADAPTIVE"] if control else ["FORWARD"]
+    return _whole(program, parts, [*_method(program, tableau), *_controller(control), *_field(program)])
 
 
-def backward(program: Program, tableau: Tableau, lanes: int) -> str:
+def backward(program: Program, tableau: Tableau) -> str:
     """C++ of the way back; the outputs of the program are F, the cotangent of the state, and gradients."""
     k, a, *gradients = program.outputs
     sizes = (None, *_features(program))
@@ -46,18 +51,32 @@ def backward(program: Program, tableau: Tableau, lanes: int) -> str:
     _written(program, a, stored(ROW, sizes, "o", backward=True))
     for place, value in enumerate(gradients):
         _gathered(program, value, place)
-    head = _head(program, tableau, lanes, None)
     code = [
+        *_method(program, tableau),
         *_field(program),
-        f"NOINLINE static void backward({INPUTS}, const T* __restrict t, const T* __restrict x, const T* __restrict w, "
-        "const T* __restrict a, T* __restrict b, T* __restrict o, T* __restrict g) {",
+        f"NOINLINE static void backward({INPUTS}, const T* __restrict t, const T* __restrict x, "
+        "const T* __restrict w, const T* __restrict a, T* __restrict b, T* __restrict o, T* __restrict g) {",
         *program.code["backward"],
         "}",
         f"NOINLINE static void finish({INPUTS}, const T* g, T* l, T* const* d) {{",
         *program.code["finish"],
         "}",
     ]
-    return "\n".join(["#define BACKWARD", head, *code, _walk()])
+    return _whole(program, ["BACKWARD"], code)
+
+
+def _whole(program: Program, parts: Sequence[str], code: Sequence[str]) -> str:
+    """A source that holds the code for blocks of every width."""
+    lines = [
+        *(f"#define {part}" for part in parts),
+        f"typedef {'float' if program.dtype == torch.float32 else 'double'} T;",
+        f"#define WIDTH {register_width()}",
+        _text("functions.h"),
+    ]
+    for lanes in widths(program.dtype):
+        lines += [f"#define R {lanes}L", f"#define NAMED(name) name##_{lanes}", f"namespace lanes_{lanes} {{"]
+        lines += [_text("kernels.h"), *code, _text("walk.h"), "}", "#undef R", "#undef NAMED"]
+    return "\n".join(lines)
 
 
 def _features(program: Program) -> tuple[int, ...]:
@@ -102,15 +121,9 @@ def _field(program: Program) -> list[str]:
     ]
 
 
-def _head(program: Program, tableau: Tableau, lanes: int, control: tuple[Controller, int] | None) -> str:
-    s = tableau.stages
-    two = tableau.b_coarse is not None
-    lines = [
-        f"typedef {'float' if program.dtype == torch.float32 else 'double'} T;",
-        f"#define R {lanes}L",
-        f"#define WIDTH {register_width()}",
-        "#include <omp.h>",
-        (HERE / "kernels.h").read_text(),
+def _method(program: Program, tableau: Tableau) -> list[str]:
+    s, two = tableau.stages, tableau.b_coarse is not None
+    return [
         f"constexpr long D = {math.prod(_features(program))}, S = {s}, USED = {tableau.used}, ORDER = {tableau.order};",
         f"constexpr long KEPT_SIZE = {program.kept.size}, SCRATCH_SIZE = {program.scratch.size}, "
         f"SHARED_SIZE = {program.shared.size}, LATE_SIZE = {program.late.size}, SUMS_OF_NUMBERS = {program.sums.size}, "
@@ -121,15 +134,18 @@ def _head(program: Program, tableau: Tableau, lanes: int, control: tuple[Control
         f"constexpr double E[S] = {_row(tableau.b_error or (), s)}, E2[S] = {_row(tableau.b_coarse or (), s)};",
         *_dense(tableau),
     ]
-    if control is not None:
-        controller, order = control
-        betas = ", ".join(f"BETA{i + 1} = {beta / order!r}" for i, beta in enumerate(controller.exponents))
-        lines += [
-            f"constexpr double SAFETY = {controller.safety!r}, SHRINK = {controller.shrink!r}, "
-            f"GROW = {controller.grow!r}, {betas}, ORDER_OF_ERROR = {order}, RETRIES = {NONFINITE_RETRIES}, "
-            f"STRETCH = {STRETCH!r}, LEAST = {LEAST!r}, LEAST_ERROR = {LEAST_ERROR!r};"
-        ]
-    return "\n".join(lines)
+
+
+def _controller(control: tuple[Controller, int] | None) -> list[str]:
+    if control is None:
+        return []
+    controller, order = control
+    betas = ", ".join(f"BETA{i + 1} = {beta / order!r}" for i, beta in enumerate(controller.exponents))
+    return [
+        f"constexpr double SAFETY = {controller.safety!r}, SHRINK = {controller.shrink!r}, "
+        f"GROW = {controller.grow!r}, {betas}, ORDER_OF_ERROR = {order}, RETRIES = {NONFINITE_RETRIES}, "
+        f"STRETCH = {STRETCH!r}, LEAST = {LEAST!r}, LEAST_ERROR = {LEAST_ERROR!r};"
+    ]
 
 
 def _dense(tableau: Tableau) -> list[str]:
@@ -149,5 +165,5 @@ def _row(numbers: Sequence[float], length: int) -> str:
     return "{" + ", ".join(repr(float(n)) for n in (*numbers, *[0.0] * (length - len(numbers)))) + "}"
 
 
-def _walk() -> str:
-    return (HERE / "walk.h").read_text()
+def _text(name: str) -> str:
+    return (HERE / name).read_text()
