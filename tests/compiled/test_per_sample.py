@@ -13,7 +13,7 @@ from torch import nn
 
 import odenet
 from odenet import compiled
-from odenet.compiled import CompileWarning, per_sample, walk
+from odenet.compiled import CompileWarning, per_sample
 from odenet.compiled.per_sample import walk as phases
 from odenet.solvers import solvers
 from odenet.solvers.explicit import ExplicitRungeKutta
@@ -76,10 +76,16 @@ def test_states_gradients_and_counts_are_those_of_eager_rounds(traced, monkeypat
 
 @pytest.mark.slow
 def test_outputs_of_each_sample_are_those_of_eager_rounds(traced, monkeypatch):
-    monkeypatch.setattr(walk, "FIRST_RECORD", 8)  # a record that is full is followed by another
+    monkeypatch.setattr(phases, "FIRST_RECORD", 8)  # a record that is full is followed by another
+    rooms, phase = [], phases.SampleGraphs._phase
+    monkeypatch.setattr(
+        phases.SampleGraphs, "_phase",
+        lambda self, *given: rooms.append(self.capacity) or phase(self, *given),
+    )  # fmt: skip
     t1 = torch.tensor([0.5, -0.2, 0.0, 0.4, 0.1, 0.3], dtype=torch.float64)
     ts = torch.tensor([0.0, 0.21, 0.22, 0.8, 1.0], dtype=torch.float64)[:, None] * t1
-    agree(Driven(), t1=t1, ts=ts)
+    got = agree(Driven(), t1=t1, ts=ts)
+    assert rooms[:2] == [8, 8] and int(got.stats.samples.accepted.max()) > 16
     agree(Driven(), t1=0.4, ts=[0.1, 0.4])
 
 
