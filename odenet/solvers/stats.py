@@ -20,8 +20,10 @@ class SampleStats:
         rejected: rejected trial steps, shape (batch,).
         forced: accepted steps whose error was above the tolerance, shape (batch,).
         history: (samples, sizes of the steps that they accepted) in the order in which that happened.
-        evaluated: evaluations of F for single rows in the forward pass, whoever needed them: the sum of `nfe`, and in a
-            compiled solve those of rows that were done as well.
+        evaluated: evaluations of F for single rows in the forward pass: the sum of `nfe`, and in a solve compiled as
+            rounds over a batch those of rows that were done as well.
+        padded: the same with what was computed beside it to fill the registers, where a solve is compiled row by row:
+            lanes without a sample.
     """
 
     nfe: Tensor
@@ -31,6 +33,7 @@ class SampleStats:
     forced: Tensor
     history: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
     evaluated: int = 0
+    padded: int = 0
 
     @classmethod
     def zeros(cls, batch: int) -> SampleStats:
@@ -55,7 +58,7 @@ class SampleStats:
         for name in COUNTS:
             setattr(total, name, getattr(self, name) + getattr(other, name))
         total.history = [*self.history, *other.history]
-        total.evaluated = self.evaluated + other.evaluated
+        total.evaluated, total.padded = self.evaluated + other.evaluated, self.padded + other.padded
         return total
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from odenet import compiled
-from odenet.compiled import walk
+from odenet.compiled import per_sample, walk
 
 
 @pytest.fixture
@@ -21,4 +21,5 @@ def traced(monkeypatch):
 
     monkeypatch.setattr(walk, "backend", backend)
     monkeypatch.setattr(compiled, "_graphs", compiled._whole)
+    monkeypatch.setattr(per_sample, "_graphs", per_sample._rounds)
     return graphs

@@ -199,7 +199,8 @@ def test_auto_compiles_after_as_many_evaluations_as_compiling_takes(traced, monk
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_code_made_of_the_graphs_is_the_eager_solve_for_every_batch(dtype, caplog):
+def test_code_made_of_the_graphs_is_the_eager_solve_for_every_batch(dtype, caplog, monkeypatch):
+    monkeypatch.setattr(per_sample, "_graphs", per_sample._rounds)
     F = Driven(dtype)
     within = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {}
     for batch in (7, 1, 70):
@@ -214,7 +215,8 @@ def test_code_made_of_the_graphs_is_the_eager_solve_for_every_batch(dtype, caplo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("each", [False, True], ids=["joint", "per_sample"])
-def test_one_method_after_another_keeps_all_digits(each):
+def test_one_method_after_another_keeps_all_digits(each, monkeypatch):
+    monkeypatch.setattr(per_sample, "_graphs", per_sample._rounds)
     F = Driven() if each else (lambda t, x: torch.tanh(3 * x.flip(1)) - x)
     x0 = torch.tensor([[2.0, 0.0]], dtype=torch.float64).repeat(6, 1)
     how = {**HOW, "args": (MU,)} if each else {"rtol": 1e-9, "atol": 1e-9}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from odenet import compiled
 from odenet.compiled.report import captured
+from odenet.compiled.rowwise import NotRowwiseError
 from odenet.compiled.scope import GRADIENTS, MOST_OUTPUTS, SEVERAL, of_state
 from odenet.errors import SolveError
 from odenet.solvers.explicit import ExplicitRungeKutta
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from odenet.compiled.per_sample.walk import SampleGraphs
 
 ENOUGH_EVALUATIONS = 60_000
+GIVEN = "steps that are given are compiled on a CPU only, row by row"
 
 
 def solve_samples(problem: SampleProblem) -> SampleSolution | None:
@@ -44,7 +46,13 @@ def solve_samples(problem: SampleProblem) -> SampleSolution | None:
     if graphs is None:
         return None
     try:
-        solution = _solved(problem, entry, graphs)
+        try:
+            solution = _solved(problem, entry, graphs)
+        except NotRowwiseError as refusal:
+            if not scheme.adaptive:
+                return compiled.refused(problem, entry, f"{GIVEN}, and of F it cannot be made: {refusal}")
+            entry.graphs = _rounds(problem)
+            solution = _solved(problem, entry, entry.graphs)
     except SolveError:
         raise
     except Exception as error:  # errors of F itself come again, eagerly
@@ -55,7 +63,17 @@ def solve_samples(problem: SampleProblem) -> SampleSolution | None:
     return solution
 
 
-def _graphs(problem: SampleProblem) -> SampleGraphs:
+def _graphs(problem: SampleProblem) -> Any:
+    """Row by row on a CPU; what cannot be so is found out by the first walk."""
+    if problem.x0.device.type == "cpu":
+        from odenet.compiled.rowwise.samples import SampleRows
+
+        return SampleRows(problem)
+    return _rounds(problem)
+
+
+def _rounds(problem: SampleProblem) -> SampleGraphs:
+    """Rounds over the samples that are on their way."""
     from odenet.compiled.per_sample.walk import SampleGraphs
 
     return SampleGraphs(problem)
@@ -66,8 +84,8 @@ def _reason(problem: SampleProblem) -> str | None:
     scheme, stepper = problem.scheme, problem.stepper
     if type(stepper) is not ExplicitRungeKutta:
         return f"only explicit Runge-Kutta methods are compiled, not {scheme.solver!r}"
-    if not scheme.adaptive:
-        return "its rounds pick their steps by a tolerance, which steps that are given do not have"
+    if not scheme.adaptive and problem.x0.device.type != "cpu":
+        return GIVEN
     if scheme.gradient not in GRADIENTS:
         return f"the compiled way back keeps every state, which is not gradient={scheme.gradient!r}"
     table = problem.field.timetable
@@ -79,7 +97,10 @@ def _reason(problem: SampleProblem) -> str | None:
         return "events and dense=True look at steps from the host"
     if scheme.norm is not None or any(isinstance(tolerance, torch.Tensor) for tolerance in scheme.tolerances):
         return "norm and tolerances per element are looked at from the host"
-    if problem.ts is not None and bool(((problem.ts != problem.t0) & (problem.ts != problem.t1)).any()):
+    if problem.ts is not None and problem.grids is not None:
+        if not bool((problem.ts[:, None] == problem.grids.times[problem.grids.index].T).any(1).all()):
+            return "outputs of steps that are given have to be ends of them"
+    elif problem.ts is not None and bool(((problem.ts != problem.t0) & (problem.ts != problem.t1)).any()):
         tableau = stepper.tableau
         if tableau.dense is None or tableau.dense_c or not tableau.fsal or tableau.stages > tableau.used + 1:
             return f"outputs inside the steps of {scheme.solver!r} need more evaluations of F"
@@ -88,22 +109,21 @@ def _reason(problem: SampleProblem) -> str | None:
     return of_state(problem.x0)
 
 
-def _solved(problem: SampleProblem, entry: compiled.Entry, graphs: SampleGraphs) -> SampleSolution | None:
+def _solved(problem: SampleProblem, entry: compiled.Entry, graphs: Any) -> SampleSolution | None:
     field = problem.field
     walked, leaves = compiled.walked_by(problem, entry, graphs, problem.t0.to(field.device, field.time_dtype))
     if walked is None:
         return None
-    outputs = Outputs(problem)
-    moving = problem.field.timetable.count > 0
-    for number, ts in enumerate(outputs.ts):
-        at = (moving & (ts != problem.t0)).nonzero()[:, 0]
-        index = at.to(walked.ends.device)
-        x = walked.ends.index_select(0, index)
-        if number < len(walked.times):
-            last = (ts == problem.t1)[at].to(x.device).reshape(-1, *[1] * (x.dim() - 1))
-            x = torch.where(last, x, walked.outputs[number].index_select(0, index))
-        outputs.at(number, at, x)
-    values = torch.cat(outputs.values) if outputs.values else problem.x0
+    outputs, ends = Outputs(problem), walked.ends
+    wanted = (problem.field.timetable.count > 0) & (outputs.ts != problem.t0)
+    if len(walked.times):
+        last = (outputs.ts == problem.t1).to(ends.device).reshape(*outputs.ts.shape, *[1] * (ends.dim() - 1))
+        values = torch.where(last, ends, walked.outputs[: len(outputs.ts)])
+    else:
+        values = ends.expand(len(outputs.ts), *ends.shape)
+    places = wanted.flatten().nonzero()[:, 0]
+    outputs.at(0, places, values.flatten(0, 1).index_select(0, places.to(ends.device)))
+    values = torch.cat(outputs.values) if len(outputs.values) > 1 else outputs.values[0]
     status, ended = ["success"] * len(problem.x0), outputs.ts[-1].clone()
     solution = SampleSolution(problem, outputs, values, ended, status, {}, None, [])
     if leaves is not None:

@@ -137,7 +137,7 @@ class SampleGraphs:
         each.nfe.copy_(nfe)
         each.accepted, each.rejected, each.forced = accepted.long(), (tries - accepted).long(), forced.long()
         each.history += [_sizes(phase) for phase in phases]
-        each.evaluated = evaluated
+        each.evaluated = each.padded = evaluated
         stats.nfe += calls * last
         for name in ("accepted", "rejected", "forced"):
             setattr(stats, name, int(getattr(each, name).sum()))

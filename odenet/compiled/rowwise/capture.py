@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ class Captured:
         state: place of the state among the inputs.
         time: place of the time among the inputs, or None.
         given: places of the inputs that are tensors beside these.
+        rows: for those of them that hold a row for each sample, which of F's arguments they are.
         dtype: of all numbers.
         features: sizes of a sample.
         batch: the symbol of the batch.
@@ -37,13 +38,18 @@ class Captured:
     state: int
     time: int | None
     given: list[int]
+    rows: dict[int, int]
     dtype: torch.dtype
     features: tuple[int, ...]
     batch: str
 
     @classmethod
-    def of(cls, graph: GraphModule) -> Captured:
+    def of(cls, graph: GraphModule, own: Collection[int] = ()) -> Captured:
         """What Dynamo found, if it can be written row by row.
+
+        Args:
+            graph: which it found.
+            own: which of F's arguments hold a row for each sample.
 
         Raises:
             NotRowwiseError: it cannot.
@@ -58,17 +64,24 @@ class Captured:
         sizes = x.shape
         if isinstance(sizes[0], int) or any(not isinstance(size, int) for size in sizes[1:]):
             raise NotRowwiseError("it holds for one size of the batch only")
-        given = []
+        given, rows = [], {}
         for place, (name, fake) in enumerate(zip(names, fakes, strict=True)):
             if name in ("L['x']", "L['t']") or isinstance(fake, torch.SymInt):
                 continue
             if not isinstance(fake, Tensor) or fake.dtype != x.dtype or fake.device != x.device:
                 raise NotRowwiseError(f"it uses {name}, which is no tensor like the state")
-            if any(not isinstance(size, int) for size in fake.shape):
+            number = next((n for n in own if name.startswith(f"L['args'][{n}]")), None)
+            if any(not isinstance(size, int) for size in fake.shape[number is not None :]):
                 raise NotRowwiseError(f"it uses {name}, which has a batch of its own")
             given.append(place)
+            if number is not None:
+                rows[place] = number
         time = names.index("L['t']") if "L['t']" in names else None
-        return cls(graph, fakes, state, time, given, x.dtype, tuple(sizes[1:]), str(sizes[0].node.expr))
+        batch = str(sizes[0].node.expr)
+        for place in (*rows, *(() if time is None else (time,))):
+            if fakes[place].dim() and _symbol(fakes[place].shape[0]) != batch:
+                raise NotRowwiseError(f"it does not use {names[place]} sample by sample")
+        return cls(graph, fakes, state, time, given, rows, x.dtype, tuple(sizes[1:]), batch)
 
     def forward(self) -> Program:
         """F."""
@@ -103,9 +116,10 @@ class Captured:
             if place == self.state:
                 values.append(stored(ROW, (None, *self.features), "x"))
             elif place == self.time:
-                values.append(Value(ROW, (), "t"))
+                values.append(Value(ROW, (), "t") if fake.dim() == 0 else stored(ROW, (None,), "t"))
             elif isinstance(fake, Tensor):
-                values.append(stored(SHARED, tuple(fake.shape), f"p[{self.given.index(place)}]"))
+                kind, sizes = (ROW, (None, *fake.shape[1:])) if place in self.rows else (SHARED, tuple(fake.shape))
+                values.append(stored(kind, sizes, f"p[{self.given.index(place)}]"))
             else:
                 values.append(None)
         program = Program(graph.graph, [*values, *more], self.dtype, self.batch)
@@ -151,6 +165,10 @@ def var_mean(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: boo
 def _axes(x: Tensor, dim: Any) -> list[int]:
     axes = range(x.dim()) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
     return [axis % x.dim() for axis in axes]
+
+
+def _symbol(size: Any) -> str:
+    return str(size.node.expr) if isinstance(size, torch.SymInt) else str(size)
 
 
 def _source(node: Node) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from odenet.compiled.rowwise.values import LATE, PARTIAL, ROW, SHARED, NotRowwiseError, Value
+from odenet.compiled.rowwise.values import LANES, LATE, PARTIAL, ROW, SHARED, NotRowwiseError, Value
 
 if TYPE_CHECKING:
     from odenet.compiled.rowwise.program import Program
@@ -92,7 +92,7 @@ def _each(program: Program, a: Value, b: Value) -> Value:
     result = program.new(kind, sizes, a.backward or b.backward)
     names = ("n", "i", "j")[3 - len(sizes) :]
     heads = [f"for (long {x} = 0; {x} < {s}; {x}++)" for x, s in zip(names, sizes, strict=True) if s is not None]
-    lanes = "for (long r = 0; r < R; r++) " if kind == ROW else ""
+    lanes = LANES if kind == ROW else ""
     into = result.element(names)
     left, right = a.element((*names[:-2], "i", "k")), b.element((*names[:-2], "k", "j"))
     program.write(result, [*heads, f"{lanes}{into} = T(0);"])

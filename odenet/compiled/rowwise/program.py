@@ -19,7 +19,18 @@ from torch.fx import Graph, Node
 
 from odenet.compiled.rowwise.operations import CONSTANT, POINTWISE, RESHAPE, SAME, Pointwise, special
 from odenet.compiled.rowwise.products import product
-from odenet.compiled.rowwise.values import LATE, PARTIAL, ROW, SHARED, NotRowwiseError, Size, Value, row_major, stored
+from odenet.compiled.rowwise.values import (
+    LANES,
+    LATE,
+    PARTIAL,
+    ROW,
+    SHARED,
+    NotRowwiseError,
+    Size,
+    Value,
+    row_major,
+    stored,
+)
 
 aten, prims = torch.ops.aten, torch.ops.prims
 PARTS = ("prepare", "forward", "backward", "finish")
@@ -340,9 +351,6 @@ class Program:
         if sizes.count(None) > 1:
             raise NotRowwiseError("it compares samples with each other")
         return tuple(sizes)
-
-
-LANES = "for (long r = 0; r < R; r++) "
 
 
 def loops(ranges: Sequence[tuple[str, int]]) -> list[str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from odenet.compiled.rowwise.library import register_width
-from odenet.compiled.rowwise.program import LANES, Program, loops
-from odenet.compiled.rowwise.values import LATE, PARTIAL, ROW, NotRowwiseError, Value, stored
+from odenet.compiled.rowwise.program import Program, loops
+from odenet.compiled.rowwise.values import LANES, LATE, PARTIAL, ROW, NotRowwiseError, Value, stored
 from odenet.solvers.control import LEAST, LEAST_ERROR, NONFINITE_RETRIES, STRETCH, Controller
 from odenet.solvers.tableau import Tableau
 
@@ -38,29 +38,22 @@ def forward(program: Program, tableau: Tableau, control: tuple[Controller, int] 
         tableau: of the method.
         control: the controller and the order of the error estimate of an adaptive walk.
     """
-    _written(program, program.outputs[0], stored(ROW, (None, *_features(program)), "k"))
+    write_result(program, program.outputs[0], stored(ROW, (None, *features_of(program)), "k"))
     parts = ["FORWARD", "ADAPTIVE"] if control else ["FORWARD"]
-    return _whole(program, parts, [*_method(program, tableau), *_controller(control), *_field(program)])
+    return _whole(program, parts, [*method_of(program, tableau), *controller_of(control), *field_of(program)])
 
 
 def backward(program: Program, tableau: Tableau) -> str:
     """C++ of the way back; the outputs of the program are F, the cotangent of the state, and gradients."""
     k, a, *gradients = program.outputs
-    sizes = (None, *_features(program))
-    _written(program, k, stored(ROW, sizes, "k"))
-    _written(program, a, stored(ROW, sizes, "o", backward=True))
+    sizes = (None, *features_of(program))
+    write_result(program, k, stored(ROW, sizes, "k"))
+    write_result(program, a, stored(ROW, sizes, "o", backward=True))
     for place, value in enumerate(gradients):
-        _gathered(program, value, place)
+        gather(program, value, place)
     code = [
-        *_method(program, tableau),
-        *_field(program),
-        f"NOINLINE static void backward({INPUTS}, const T* __restrict t, const T* __restrict x, "
-        "const T* __restrict w, const T* __restrict a, T* __restrict b, T* __restrict o, T* __restrict g) {",
-        *program.code["backward"],
-        "}",
-        f"NOINLINE static void finish({INPUTS}, const T* g, T* l, T* const* d) {{",
-        *program.code["finish"],
-        "}",
+        *method_of(program, tableau),
+        *field_of(program, backward=True),
     ]
     return _whole(program, ["BACKWARD"], code)
 
@@ -71,26 +64,28 @@ def _whole(program: Program, parts: Sequence[str], code: Sequence[str]) -> str:
         *(f"#define {part}" for part in parts),
         f"typedef {'float' if program.dtype == torch.float32 else 'double'} T;",
         f"#define WIDTH {register_width()}",
-        _text("functions.h"),
+        text("functions.h"),
     ]
     for lanes in widths(program.dtype):
         lines += [f"#define R {lanes}L", f"#define NAMED(name) name##_{lanes}", f"namespace lanes_{lanes} {{"]
-        lines += [_text("kernels.h"), *code, _text("walk.h"), "}", "#undef R", "#undef NAMED"]
+        lines += [text("kernels.h"), *code, text("walk.h"), "}", "#undef R", "#undef NAMED"]
     return "\n".join(lines)
 
 
-def _features(program: Program) -> tuple[int, ...]:
+def features_of(program: Program) -> tuple[int, ...]:
+    """Sizes of a sample's state."""
     value = next(value for value in program.inputs if value is not None and value.base == "x")
     return value.features
 
 
-def _written(program: Program, value: Value | None, place: Value) -> None:
+def write_result(program: Program, value: Value | None, place: Value) -> None:
+    """What F gives, to where it is wanted."""
     if value is None or value.kind not in (ROW, "shared") or len(value.sizes) > len(place.sizes):
         raise NotRowwiseError("its result is no state")
     program.copy(value, place)
 
 
-def _gathered(program: Program, value: Value | None, place: int) -> None:
+def gather(program: Program, value: Value | None, place: int) -> None:
     """A gradient, summed over samples and steps."""
     if value is None:
         return
@@ -101,7 +96,9 @@ def _gathered(program: Program, value: Value | None, place: int) -> None:
         nest = loops([(name, size or 1) for name, size in zip(names, value.sizes, strict=True)])
         program.code["backward"] += [*nest, f"{LANES}{total.element(names)} += {value.element(names)};"]
         into = stored(LATE, value.sizes, f"d[{place}]")
-        ending = f"{{ T sum = 0; {LANES}sum += {total.element(names)}; {into.element(names)} = sum; }}"
+        ending = (
+            f"{{ T sum = 0; for (long r = 0; r < R; r++) sum += {total.element(names)}; {into.element(names)} = sum; }}"
+        )
         program.code["finish"] += [*nest, ending]
     elif value.kind == LATE or value.number:
         program.copy(value, stored(LATE, value.sizes, f"d[{place}]"))
@@ -109,8 +106,9 @@ def _gathered(program: Program, value: Value | None, place: int) -> None:
         raise NotRowwiseError("a gradient is no sum over the samples")
 
 
-def _field(program: Program) -> list[str]:
-    return [
+def field_of(program: Program, backward: bool = False) -> list[str]:
+    """F as functions of a block of lanes; with what its vector-Jacobian product is, if asked for."""
+    code = [
         "NOINLINE static void prepare(const T* const* __restrict p, T* __restrict s) {",
         *program.code["prepare"],
         "}",
@@ -119,12 +117,25 @@ def _field(program: Program) -> list[str]:
         *program.code["forward"],
         "}",
     ]
-
-
-def _method(program: Program, tableau: Tableau) -> list[str]:
-    s, two = tableau.stages, tableau.b_coarse is not None
+    if not backward:
+        return code
     return [
-        f"constexpr long D = {math.prod(_features(program))}, S = {s}, USED = {tableau.used}, ORDER = {tableau.order};",
+        *code,
+        f"NOINLINE static void backward({INPUTS}, const T* __restrict t, const T* __restrict x, "
+        "const T* __restrict w, const T* __restrict a, T* __restrict b, T* __restrict o, T* __restrict g) {",
+        *program.code["backward"],
+        "}",
+        f"NOINLINE static void finish({INPUTS}, const T* g, T* l, T* const* d) {{",
+        *program.code["finish"],
+        "}",
+    ]
+
+
+def method_of(program: Program, tableau: Tableau) -> list[str]:
+    """The numbers of a method, and how much memory F works in."""
+    s, d, two = tableau.stages, math.prod(features_of(program)), tableau.b_coarse is not None
+    return [
+        f"constexpr long D = {d}, S = {s}, USED = {tableau.used}, ORDER = {tableau.order};",
         f"constexpr long KEPT_SIZE = {program.kept.size}, SCRATCH_SIZE = {program.scratch.size}, "
         f"SHARED_SIZE = {program.shared.size}, LATE_SIZE = {program.late.size}, SUMS_OF_NUMBERS = {program.sums.size}, "
         f"SUMS_SIZE = SUMS_OF_NUMBERS + {program.lane_sums.size} * R;",
@@ -136,7 +147,8 @@ def _method(program: Program, tableau: Tableau) -> list[str]:
     ]
 
 
-def _controller(control: tuple[Controller, int] | None) -> list[str]:
+def controller_of(control: tuple[Controller, int] | None) -> list[str]:
+    """The numbers by which steps are picked."""
     if control is None:
         return []
     controller, order = control
@@ -165,5 +177,6 @@ def _row(numbers: Sequence[float], length: int) -> str:
     return "{" + ", ".join(repr(float(n)) for n in (*numbers, *[0.0] * (length - len(numbers)))) + "}"
 
 
-def _text(name: str) -> str:
+def text(name: str) -> str:
+    """A file of C++."""
     return (HERE / name).read_text()

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 Size = int | None  # None: the batch
 SHARED, ROW, PARTIAL, LATE = "shared", "row", "partial", "late"
+# over all lanes at once, said because the compiler would take few of them one by one, and round in another way
+LANES = '_Pragma("omp simd") for (long r = 0; r < R; r++) '
 
 
 class NotRowwiseError(Exception):

@@ -168,7 +168,7 @@ class Walk(Fallible):
                 counts += torch.bincount(torch.cat(happened), minlength=len(counts))
         for name in ("accepted", "rejected", "forced"):
             setattr(stats, name, int(getattr(each, name).sum()))
-        each.evaluated = int(each.nfe.sum())
+        each.evaluated = each.padded = int(each.nfe.sum())
         values = torch.cat(self.outputs.values) if self.outputs.values else self.problem.x0
         return SampleSolution(
             self.problem, self.outputs, values, self.ended, self.status, self.errors, self.dense, self.hits

@@ -1,0 +1,325 @@
+"""Row-wise solves in which every sample has its own steps, from the host's side: as `per_sample.walk.SampleGraphs`."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable
+from ctypes import addressof
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._higher_order_ops.wrap import wrap
+from torch.utils import _pytree as pytree
+
+from odenet.compiled.per_sample.walk import SampleGraphs
+from odenet.compiled.record import LARGEST_RECORD, Solves
+from odenet.compiled.rowwise.capture import Captured
+from odenet.compiled.rowwise.library import library, pointers
+from odenet.compiled.rowwise.sample_record import (
+    ACCEPTED,
+    F64,
+    FIELDS,
+    FORCED,
+    LAST,
+    TRIES,
+    UPCOMING,
+    Record,
+    Samples,
+    Walked,
+)
+from odenet.compiled.rowwise.sample_source import backward, forward, lanes_of
+from odenet.compiled.rowwise.values import NotRowwiseError
+from odenet.compiled.scope import Leaves
+from odenet.compiled.walk import own
+from odenet.solvers.per_sample import SampleProblem
+
+WORTH_A_THREAD = 2  # blocks of samples for each thread
+
+
+@dataclass
+class Field:
+    """What was made of one graph of F.
+
+    Attributes:
+        graph: F as it was captured.
+        walk: the walk, and the size of its memory.
+        backs: the way back, by the inputs that are differentiated; None where the gradient couples the samples.
+        flat: the inputs of the latest call.
+    """
+
+    graph: Captured
+    walk: tuple[Any, Any] | None = None
+    backs: dict[tuple[int, ...], tuple[Any, Any] | None] = field(default_factory=dict)
+    flat: tuple[Any, ...] = ()
+
+    def tensors(self) -> list[Tensor]:
+        """The inputs beside state and time."""
+        given = [self.flat[place] for place in self.graph.given]
+        return [x if x.is_contiguous() else x.detach().contiguous() for x in given]
+
+    def sizes(self) -> list[int]:
+        """How many numbers of each of them a sample has, 0 if it is shared."""
+        return [
+            math.prod(self.graph.fakes[place].shape[1:]) if place in self.graph.rows else 0
+            for place in self.graph.given
+        ]
+
+    def wanted(self, leaves: Leaves) -> dict[int, int]:
+        """For each tensor that F uses its number among the inputs."""
+        graph, found = self.graph, {}
+        places = {id(self.flat[place]): number for number, place in enumerate(graph.given)}
+        rows = {graph.rows[place]: number for number, place in enumerate(graph.given) if place in graph.rows}
+        for i, leaf in enumerate(leaves.tensors):
+            argument = leaves.places[i - len(leaves.names)] if i >= len(leaves.names) else None
+            number = rows.get(argument) if argument in rows else places.get(id(leaf))
+            if number is not None:
+                found[i] = number
+        return found
+
+
+class SampleRows(Solves):
+    """The code of one kind of solve, with steps of each sample's own, of an F that treats every sample by itself.
+
+    Args:
+        problem: a solve of that kind.
+    """
+
+    def __init__(self, problem: SampleProblem):
+        super().__init__(problem)  # pyright: ignore[reportArgumentType]
+        self._found: Field | NotRowwiseError | None = None
+        self._other: SampleGraphs | None = None
+        self._nothing = torch.zeros(())
+        self._graphs: dict[frozenset[int], Callable[..., Any]] = {}
+
+    def _capture(self, rows: frozenset[int], graph: Any, inputs: Any) -> Callable[..., Any]:
+        try:
+            found: Field | NotRowwiseError = Field(Captured.of(graph, rows))
+        except NotRowwiseError as refusal:
+            found = refusal
+
+        def reached(*flat: Any) -> Any:
+            self._found = found
+            if isinstance(found, Field):
+                found.flat = flat
+            return (self._nothing,)  # nobody looks at it
+
+        return reached
+
+    def field(self, problem: SampleProblem) -> Field:
+        """F as it is now.
+
+        Raises:
+            NotRowwiseError: it is no function of single samples.
+        """
+        field, x, t, args = problem.field, problem.x0.detach(), problem.t0, problem.field.args
+        rows = field.own_args
+        if len(x) == 1:  # of one Dynamo would make a graph for one
+            both = torch.zeros(2, dtype=torch.long)
+            x, t, args = x[both], t[both], field.rows_of(both)
+        if rows:
+            args = tuple(pytree.tree_map(_any_batch, arg) if n in rows else arg for n, arg in enumerate(args))
+        if rows not in self._graphs:
+            self._graphs[rows] = torch.compile(own(_field), fullgraph=True, backend=partial(self._capture, rows))
+        with torch.no_grad():
+            self._graphs[rows](problem.weights.piece(0), _any_batch(t.to(x.dtype)), _any_batch(x), args)
+        if isinstance(self._found, Field):
+            return self._found
+        raise self._found or NotRowwiseError("there is no graph of it")
+
+    @torch.no_grad()
+    def walk(self, problem: SampleProblem, keep: bool) -> Walked | None:
+        """Solve, and count; None if a sample broke down, with nothing counted.
+
+        Args:
+            problem: what to solve.
+            keep: whether the states at the starts of the steps are wanted.
+        """
+        x0, field = problem.x0.detach(), self.field(problem)
+        if field.walk is None:
+            source = forward(field.graph.forward(), field.sizes(), self.tableau, self.control)
+            field.walk = self._code(source, "samples_walk")
+        batch, order = len(x0), problem.walking.clone()
+        call, held = self._call(problem, field, order, field.walk)
+        x = x0.clone(memory_format=torch.contiguous_format)
+        slope, at = torch.empty_like(x), torch.zeros(len(FIELDS), batch, dtype=F64)
+        at[0] = problem.t0
+        at[LAST] = -1
+        call.x, call.slope, call.at = x.data_ptr(), slope.data_ptr(), at.data_ptr()
+        times, outputs = problem.t0.new_empty(0, batch), x[:0]
+        if problem.ts is not None and bool(((problem.ts != problem.t0) & (problem.ts != problem.t1)).any()):
+            times, outputs = problem.ts, x.new_zeros(len(problem.ts), *x.shape)
+            call.outputs, call.times, call.at_times = len(times), times.data_ptr(), outputs.data_ptr()
+        if self.control is None:
+            held.append(_show_grids(problem, call, order))
+        call.keep, call.fresh, parts, base, padded = keep, 1, list[Record](), 0, 0
+        while True:
+            record = self._record(problem, call, x, keep)
+            record.show(call)
+            call.base = base
+            field.walk[0](call)
+            if call.failed:
+                return None
+            record.count, padded = int(call.used), padded + int(call.padded)
+            parts.append(record)
+            base, call.fresh = base + record.count, 0
+            if bool((at[0] == problem.t1).all()):
+                break
+        record = Record.joined(parts)
+        if self.control is None and not bool(torch.isfinite(x.sum())):
+            return None
+        if not self._count(problem, at, record, padded):
+            return None
+        self.capacity = max(self.capacity, math.ceil(1.25 * record.count / max(1, batch)))
+        return Walked(record, at, x, times, outputs)
+
+    def _call(
+        self, problem: SampleProblem, field: Field, order: Tensor, code: tuple[Any, Any]
+    ) -> tuple[Samples, list[Any]]:
+        """What C++ is told of a solve, and what has to be kept while it runs."""
+        scheme, moving = problem.scheme, len(order)
+        blocks = moving // lanes_of(problem.x0.dtype)
+        threads = max(1, min(torch.get_num_threads(), blocks // WORTH_A_THREAD))
+        given = field.tensors()
+        places = pointers(given)
+        work = problem.x0.new_empty(code[1](threads))
+        rtol, atol = scheme.tolerances if scheme.adaptive else (0.0, 0.0)
+        call = Samples(
+            rtol=rtol, atol=atol, h_min=scheme.h_min, h_max=scheme.h_max, max_steps=scheme.max_steps,
+            first_step=scheme.first_step or 0.0, batch=len(problem.x0), moving=moving, threads=threads,
+            inputs=len(given),
+        )  # fmt: skip
+        call.given, call.order, call.work = addressof(places), order.data_ptr(), work.data_ptr()
+        call.begin, call.end = problem.t0.data_ptr(), problem.t1.data_ptr()
+        return call, [given, places, order, work]
+
+    def _record(self, problem: SampleProblem, call: Samples, x: Tensor, keep: bool) -> Record:
+        """Room for the next steps."""
+        capacity = self.capacity * len(x)
+        if keep:
+            capacity = min(capacity, LARGEST_RECORD // (x[0].numel() * x.element_size()))
+        if problem.grids is not None:
+            capacity = len(x) * (problem.grids.times.shape[1] - 1)
+        capacity = max(capacity, lanes_of(x.dtype) * call.threads)
+        xs = x.new_empty(capacity if keep else 0, *x.shape[1:])
+        steps = torch.empty(3, capacity, dtype=torch.long)
+        return Record(steps, torch.empty(3, capacity, dtype=F64), xs, 0)
+
+    def _count(self, problem: SampleProblem, at: Tensor, record: Record, padded: int) -> bool:
+        """Count a solve as the eager loop does; False, with nothing counted, if it took more than it may."""
+        scheme, stats, each, count = problem.scheme, problem.stats, problem.stats.samples, record.count
+        assert each is not None
+        tries, accepted, forced = at[TRIES : FORCED + 1].long()
+        moving, most = problem.field.timetable.count > 0, int(tries.max()) if len(tries) else 0
+        if self.control is None:
+            nfe, calls = self.used * tries, self.used * most
+        else:
+            starts, a_try = 2 if scheme.first_step is None else 1, self.tableau.stages - 1
+            nfe, calls = starts * moving + a_try * tries, starts * bool(moving.any()) + a_try * most
+            if not self.tableau.fsal:  # F where steps begin that do not follow a rejected one
+                nfe = nfe + (accepted - moving.long())
+                whose, _, tried = record.steps[:, :count]
+                going = record.times[1, :count] != problem.t1[whose]
+                calls += len(tried[going].unique())
+        if scheme.max_nfe is not None and bool((nfe > scheme.max_nfe).any()):
+            return False
+        each.nfe.copy_(nfe)
+        each.accepted, each.rejected, each.forced = accepted, tries - accepted, forced
+        each.history.append((record.steps[0, :count], record.times[2, :count].abs()))
+        each.evaluated, each.padded = int(nfe.sum()), padded
+        stats.nfe += calls
+        for name in ("accepted", "rejected", "forced"):
+            setattr(stats, name, int(getattr(each, name).sum()))
+        return True
+
+    @torch.no_grad()
+    def back(
+        self, problem: SampleProblem, walked: Walked, leaves: Leaves, a: Tensor, cotangents: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """As `SampleGraphs.back`."""
+        field, stats, each = self.field(problem), problem.stats, problem.stats.samples
+        assert each is not None
+        wanted = field.wanted(leaves)
+        numbers = sorted(set(wanted.values()))
+        code = self._back_code(field, tuple(numbers))
+        if code is None:
+            if self._other is None:
+                self._other = SampleGraphs(problem)
+            return self._other.back(problem, walked, leaves, a, cotangents)  # pyright: ignore[reportArgumentType]
+        accepted = walked.at[ACCEPTED].long()
+        order = problem.walking[accepted[problem.walking].argsort(descending=True, stable=True)]
+        call, held = self._call(problem, field, order, code)
+        a, at = a.detach().clone(memory_format=torch.contiguous_format), walked.at.clone()
+        at[UPCOMING] = len(walked.times) - 1
+        call.a, call.at = a.data_ptr(), at.data_ptr()
+        if cotangents is not None:
+            cotangents = cotangents.contiguous()
+            call.outputs, call.times, call.seeds = len(walked.times), walked.times.data_ptr(), cotangents.data_ptr()
+        record, count = walked.record, walked.record.count
+        record.show(call)
+        inner = torch.zeros(count if call.outputs else 0, dtype=torch.uint8)
+        call.inner = inner.data_ptr()
+        found = {number: torch.zeros_like(held[0][number], requires_grad=False) for number in numbers}
+        places = pointers(list(found.values()))
+        call.gradients = addressof(places)
+        code[0](call)
+        whose, _, tried = record.steps[:, :count]
+        each.nfe_backward += self.used * accepted
+        calls = rounds = int((torch.bincount(tried) > 0).sum())
+        calls *= self.used
+        if call.outputs and self.tableau.stages > self.used:  # F at the ends of steps with outputs inside
+            more = inner.bool()
+            each.nfe_backward += torch.bincount(whose[more], minlength=len(accepted))
+            calls += len(tried[more].unique())
+        stats.nfe_backward, stats.vjps = stats.nfe_backward + calls, stats.vjps + calls
+        stats.steps_backward += rounds
+        of = lambda i, leaf: found[wanted[i]] if i in wanted else torch.zeros_like(leaf)  # noqa: E731
+        parts = [(of(i, leaf), leaf) for i, leaf in enumerate(leaves.tensors)]
+        return a, *(part if part.shape == leaf.shape else part[: len(leaf)] for part, leaf in parts)
+
+    def _back_code(self, field: Field, wanted: tuple[int, ...]) -> tuple[Any, Any] | None:
+        if wanted not in field.backs:
+            graph = field.graph
+            try:
+                program = graph.joint([graph.given[number] for number in wanted])
+                field.backs[wanted] = self._code(backward(program, field.sizes(), wanted, self.tableau), "samples_back")
+            except NotRowwiseError:
+                field.backs[wanted] = None
+        return field.backs[wanted]
+
+    def _code(self, source: str, name: str) -> tuple[Any, Any]:
+        self.compilations += 1
+        found = library(source)
+        walk, size = found[name], found["samples_size"]
+        walk.argtypes, walk.restype = (ctypes.POINTER(Samples),), None
+        size.argtypes, size.restype = (ctypes.c_int64,), ctypes.c_int64
+        return walk, size
+
+
+def _show_grids(problem: SampleProblem, call: Samples, order: Tensor) -> Any:
+    """Tell C++ the given steps of each sample; those with the most come first."""
+    grids = problem.grids
+    assert grids is not None
+    times, which = grids.times.contiguous(), grids.index.contiguous()
+    counts = (times != times[:, -1:]).sum(1)[which]
+    order.copy_(order[counts[order].argsort(descending=True, stable=True)])
+    call.grid, call.which, call.width = times.data_ptr(), which.data_ptr(), times.shape[1]
+    if grids.h is not None:
+        call.grid_size = grids.h.data_ptr()
+    return times, which
+
+
+def _any_batch(x: Any) -> Any:
+    """x as a constant of any batch; said at every call, as Dynamo may make a graph again for other reasons."""
+    if isinstance(x, Tensor):
+        x = x.detach()
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+    return x
+
+
+def _field(F: Any, t: Tensor, x: Tensor, args: tuple[Any, ...]) -> Any:
+    # as in `rowwise.graphs`: nothing that is wrapped may change what lies outside
+    return wrap(lambda t, x: F(t, x, *args), t, x)
