@@ -3,8 +3,10 @@
 Van der Pol's equation with mu from 1 to 100 in one batch. Every library takes Dormand and Prince's method of order 5 at
 the same tolerance, in float64. Measurements alternate between the libraries; it prints medians, and ratios to odenet.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.per_sample                  # the table, and what it was measured on
+    OMP_NUM_THREADS=1 python -m benchmarks.per_sample                  # the tables, and what they were measured on
     python -m benchmarks.per_sample --batch 256 --repeats 5 --t1 2
+
+The gradient is that of the sum of squares of x(t1), for x(0) and mu.
 """
 
 from __future__ import annotations
@@ -49,21 +51,23 @@ class Counted:
 
 
 class Entry(NamedTuple):
-    """A library: how it solves the batch, and how often it then evaluates F.
+    """A library: how it solves the batch, how often it then evaluates F, and the gradient.
 
     Attributes:
         solve: x(t1).
         count: () -> (calls of F, evaluations summed over the samples), or None where that cannot be seen.
+        gradient: for x(0) and mu.
     """
 
     solve: Callable[[], Any]
     count: Callable[[], tuple[int, int]] | None
+    gradient: Callable[[], Any]
 
 
 def odenet_entry(mu: Tensor, x0: Tensor, t1: float, tol: float, compile: bool = False) -> Entry:
-    def solved(F: Any = van_der_pol) -> Any:
+    def solved(F: Any = van_der_pol, x: Tensor = x0, m: Tensor = mu) -> Any:
         return odenet.solve(
-            F, x0, (0.0, t1), rtol=tol, atol=tol, args=(mu,), per_sample=True, per_sample_args=(0,), compile=compile
+            F, x, (0.0, t1), rtol=tol, atol=tol, args=(m,), per_sample=True, per_sample_args=(0,), compile=compile
         )  # fmt: skip
 
     def solve(F: Any = van_der_pol) -> Tensor:
@@ -72,33 +76,34 @@ def odenet_entry(mu: Tensor, x0: Tensor, t1: float, tol: float, compile: bool = 
     def count() -> tuple[int, int]:
         stats = solved().stats
         assert stats.samples is not None
-        return stats.nfe, stats.samples.evaluated
+        return stats.nfe, stats.samples.padded
 
-    return Entry(solve, count if compile else lambda: _counted(solve, mu))
+    gradient = partial(_gradient, lambda x, m: solved(van_der_pol, x, m).last, x0, mu)
+    return Entry(solve, count if compile else lambda: _counted(solve, mu), gradient)
 
 
 def torchdiffeq_entry(mu: Tensor, x0: Tensor, t1: float, tol: float) -> Entry:
     torchdiffeq = importlib.import_module("torchdiffeq")
     ts = torch.tensor([0.0, t1], dtype=x0.dtype)
 
-    def solve(F: Any = None) -> Tensor:
-        F = F or (lambda t, x: van_der_pol(t, x, mu))
-        return torchdiffeq.odeint(F, x0, ts, rtol=tol, atol=tol, method="dopri5")[-1]
+    def solve(F: Any = None, x: Tensor = x0, m: Tensor = mu) -> Tensor:
+        F = F or (lambda t, x: van_der_pol(t, x, m))
+        return torchdiffeq.odeint(F, x, ts, rtol=tol, atol=tol, method="dopri5")[-1]
 
-    return Entry(solve, lambda: _counted(solve, mu))
+    return Entry(solve, lambda: _counted(solve, mu), partial(_gradient, partial(solve, None), x0, mu))
 
 
 def torchode_entry(mu: Tensor, x0: Tensor, t1: float, tol: float) -> Entry:
     torchode = importlib.import_module("torchode")
     ends = torch.zeros(len(x0), dtype=x0.dtype), torch.full((len(x0),), t1, dtype=x0.dtype)
 
-    def solve(F: Any = None) -> Tensor:
-        term = torchode.ODETerm(F or (lambda t, x: van_der_pol(t, x, mu)))
+    def solve(F: Any = None, x: Tensor = x0, m: Tensor = mu) -> Tensor:
+        term = torchode.ODETerm(F or (lambda t, x: van_der_pol(t, x, m)))
         control = torchode.IntegralController(atol=tol, rtol=tol, term=term)
         solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term=term), control)
-        return solver.solve(torchode.InitialValueProblem(x0, *ends)).ys[:, -1]
+        return solver.solve(torchode.InitialValueProblem(x, *ends)).ys[:, -1]
 
-    return Entry(solve, lambda: _counted(solve, mu))
+    return Entry(solve, lambda: _counted(solve, mu), partial(_gradient, partial(solve, None), x0, mu))
 
 
 def diffrax_entry(mu: Tensor, x0: Tensor, t1: float, tol: float) -> Entry:
@@ -116,6 +121,7 @@ def diffrax_entry(mu: Tensor, x0: Tensor, t1: float, tol: float) -> Entry:
         )  # fmt: skip
 
     whole = jax.jit(lambda x, m: jax.vmap(one)(x, m).ys[:, -1])
+    slope = jax.jit(jax.grad(lambda x, m: (jax.vmap(one)(x, m).ys[:, -1] ** 2).sum(), (0, 1)))
     steps = jax.jit(lambda x, m: jax.vmap(one)(x, m).stats["num_steps"])
     x, m = jnp.asarray(x0.numpy()), jnp.asarray(mu.numpy())
 
@@ -123,7 +129,7 @@ def diffrax_entry(mu: Tensor, x0: Tensor, t1: float, tol: float) -> Entry:
         rounds = int(steps(x, m).max())
         return 6 * rounds, 6 * rounds * len(x)
 
-    return Entry(lambda: whole(x, m).block_until_ready(), count)
+    return Entry(lambda: whole(x, m).block_until_ready(), count, lambda: jax.block_until_ready(slope(x, m)))
 
 
 ENTRIES = {
@@ -135,25 +141,53 @@ ENTRIES = {
 }
 
 
+def _gradient(solve: Callable[[Tensor, Tensor], Tensor], x0: Tensor, mu: Tensor) -> tuple[Any, Any]:
+    x, m = x0.clone().requires_grad_(), mu.clone().requires_grad_()
+    solve(x, m).square().sum().backward()
+    return x.grad, m.grad
+
+
 def rows() -> list[Row]:
-    """The row of this batch in the table of `benchmarks/speed.py`."""
-    return [Row("mixed stiffness, per sample, batch 64, forward", contenders)]
+    """The rows of this batch in the table of `benchmarks/speed.py`."""
+    name = "mixed stiffness, per sample, batch 64"
+    return [Row(f"{name}, forward", contenders), Row(f"{name}, gradient", differentiated)]
 
 
 def contenders() -> dict[str, Call]:
-    """The columns of that row; its floor are the evaluations of F that the eager solve asks for, and nothing else."""
+    """The columns of the first row; its floor are the evaluations of F that an eager solve asks for, alone."""
     problem = batch(64)
-    entries = {name: make(*problem) for name, make in ENTRIES.items() if find_spec(name.split(",")[0])}
-    F = Counted(problem[0])
-    entries["odenet, eager"].solve(F)
-    shapes, (mu, x0, _, _) = list(F.shapes), problem
+    shapes, (mu, x0, _, _) = _shapes(*problem), problem
 
     def floor() -> None:
         for count in shapes:
             van_der_pol(None, x0[:count], mu[:count])
 
-    calls: dict[str, Call] = {name: entry.solve for name, entry in entries.items()}
+    calls: dict[str, Call] = {name: entry.solve for name, entry in _entries(*problem).items()}
     return {name: partial(_without_graph, call) for name, call in (calls | {"floor": floor}).items()}
+
+
+def differentiated() -> dict[str, Call]:
+    """The columns of the gradient's row; its floor has the vector-Jacobian product of each of these evaluations too."""
+    problem = batch(64)
+    shapes, (mu, x0, _, _) = _shapes(*problem), problem
+
+    def floor() -> None:
+        for count in shapes:
+            x, m = x0[:count].clone().requires_grad_(), mu[:count].clone().requires_grad_()
+            torch.autograd.grad(van_der_pol(None, x, m), (x, m), x.detach())
+
+    return {name: entry.gradient for name, entry in _entries(*problem).items()} | {"floor": floor}
+
+
+def _entries(*problem: Any) -> dict[str, Entry]:
+    return {name: make(*problem) for name, make in ENTRIES.items() if find_spec(name.split(",")[0])}
+
+
+def _shapes(*problem: Any) -> list[int]:
+    """How many rows each evaluation of an eager solve has."""
+    F = Counted(problem[0])
+    _without_graph(partial(odenet_entry(*problem).solve, F))
+    return list(F.shapes)
 
 
 @torch.no_grad()
@@ -193,17 +227,17 @@ def truth(mu: Tensor, x0: Tensor, t1: float) -> Tensor:
     return torch.tensor(np.array(ends))
 
 
-def measure(entries: dict[str, Entry], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each solve, in turn."""
-    for entry in entries.values():
-        entry.solve()
-    times: dict[str, list[float]] = {name: [] for name in entries}
+def measure(calls: dict[str, Call], repeats: int) -> dict[str, float]:
+    """Milliseconds of each, timed in turn: medians."""
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
-        for name, entry in entries.items():
+        for name, call in calls.items():
             begin = time.perf_counter()
-            entry.solve()
-            times[name].append(time.perf_counter() - begin)
-    return times
+            call()
+            times[name].append((time.perf_counter() - begin) * 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def main() -> None:
@@ -223,18 +257,17 @@ def main() -> None:
             print(f"{name} is not installed")
     with torch.no_grad():
         answer, each = truth(mu, x0, options.t1), alone(*problem)
-        times = measure(entries, options.repeats)
-        ours = statistics.median(times["odenet, eager"])
-        print("| | time | ratio | calls of F | evaluations, summed over samples | to the sum of each alone | error |")
-        print("| --- | --- | --- | --- | --- | --- | --- |")
-        for name, entry in entries.items():
-            middle = statistics.median(times[name])
+        times = measure({name: entry.solve for name, entry in entries.items()}, options.repeats)
+    slopes = measure({name: entry.gradient for name, entry in entries.items()}, options.repeats)
+    print("| | time | ratio | gradient | calls of F | evaluations, summed over samples | to those alone | error |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for name, entry in entries.items():
+        with torch.no_grad():
             error = float((torch.from_numpy(np.asarray(entry.solve()).copy()) - answer).abs().max())
             calls, rows = entry.count() if entry.count else (0, 0)
-            print(
-                f"| {name} | {middle * 1e3:.0f} ms | {middle / ours:.2f} | {calls} | {rows} | {rows / each:.2f} | "
-                f"{error:.1e} |"
-            )
+        cells = [f"{times[name]:.3g} ms", f"{times[name] / times['odenet, compiled']:.2f}", f"{slopes[name]:.3g} ms"]
+        cells += [str(calls), str(rows), f"{rows / each:.2f}", f"{error:.1e}"]
+        print(f"| {name} | " + " | ".join(cells) + " |")
     threads = torch.get_num_threads()
     print(
         f"\nbatch {options.batch}, mu 1 to 100, t in [0, {options.t1:g}], rtol = atol = {options.tol:g}, float64; "

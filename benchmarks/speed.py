@@ -49,6 +49,7 @@ class Goal(NamedTuple):
 
 
 EAGER, COMPILED, DIFFEQ, DIFFRAX, FLOOR, LOOP = (*COLUMNS[:3], "diffrax", "floor", "plain loop")
+MIXED = "mixed stiffness, per sample, batch 64"
 GOALS = (
     Goal("MLP, batch 32, forward", COMPILED, DIFFRAX, 1.0),
     Goal("MLP, batch 32, forward", DIFFEQ, COMPILED, 12, False),
@@ -60,6 +61,8 @@ GOALS = (
     Goal("MLP, batch 1024, gradient", COMPILED, DIFFRAX, 0.7),
     Goal("100 Euler steps, batch 32, forward", EAGER, LOOP, 1.05),
     Goal("100 Euler steps, batch 32, forward", LOOP, COMPILED, 4, False),
+    Goal(f"{MIXED}, forward", COMPILED, DIFFRAX, 1.0),
+    Goal(f"{MIXED}, gradient", COMPILED, DIFFRAX, 1.0),
     Goal("conv, forward", EAGER, FLOOR, 1.10),
     Goal("conv, gradient, one step's activations", EAGER, FLOOR, 1.10),
     Goal("conv, gradient, one step's activations", DIFFEQ, EAGER, 8, False),

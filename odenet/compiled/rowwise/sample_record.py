@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from odenet.compiled.per_sample.walk import Phase
+from odenet.solvers.per_sample import SampleProblem
+from odenet.solvers.tableau import Tableau
 
 F64 = torch.float64
 FIELDS = ("t", "h", "error", "the error before", "bad", "tries", "accepted", "forced", "last", "upcoming")
@@ -99,6 +101,67 @@ class Walked:
         xs = self.ends.new_zeros(most, *self.ends.shape)
         xs[place, whose[order]] = self.record.xs[order]
         return [Phase(torch.arange(len(accepted)), accepted, most, (ends, xs))]
+
+
+def count(problem: SampleProblem, tableau: Tableau, at: Tensor, record: Record, padded: int) -> bool:
+    """Count a solve as the eager loop does; False, with nothing counted, if it took more than it may.
+
+    Args:
+        problem: what was solved.
+        tableau: by which method.
+        at: numbers of each sample where it ended.
+        record: the accepted steps.
+        padded: evaluations of F for lanes, empty ones included.
+    """
+    scheme, stats, each, steps = problem.scheme, problem.stats, problem.stats.samples, record.count
+    assert each is not None
+    tries, accepted, forced = at[TRIES : FORCED + 1].long()
+    most = int(tries.max())
+    if not scheme.adaptive:
+        nfe, calls = tableau.used * tries, tableau.used * most
+    else:
+        moving = problem.field.timetable.count > 0
+        starts, a_try = 2 if scheme.first_step is None else 1, tableau.stages - 1
+        nfe, calls = starts * moving + a_try * tries, starts * (most > 0) + a_try * most
+        if not tableau.fsal:  # F where steps begin that do not follow a rejected one
+            nfe = nfe + accepted - moving.long()
+            whose, _, tried = record.steps[:, :steps]
+            calls += _different(tried[record.times[1, :steps] != problem.t1[whose]])
+    if scheme.max_nfe is not None and bool((nfe > scheme.max_nfe).any()):
+        return False
+    each.nfe.copy_(nfe)
+    each.accepted, each.rejected, each.forced = accepted, tries - accepted, forced
+    each.history.append((record.steps[0, :steps], record.times[2, :steps].abs()))
+    each.evaluated, each.padded = int(nfe.sum()), padded
+    stats.nfe += calls
+    stats.accepted, stats.rejected, stats.forced = (int(part.sum()) for part in (accepted, each.rejected, forced))
+    return True
+
+
+def count_back(problem: SampleProblem, tableau: Tableau, accepted: Tensor, record: Record, inner: Tensor) -> None:
+    """Count a way back as the eager one does, which redoes the accepted steps of a round together.
+
+    Args:
+        problem: what was solved.
+        tableau: by which method.
+        accepted: steps of each sample.
+        record: the steps.
+        inner: for each whether there are outputs inside, or none.
+    """
+    stats, each, (whose, _, tried) = problem.stats, problem.stats.samples, record.steps[:, : record.count]
+    assert each is not None
+    each.nfe_backward += tableau.used * accepted
+    rounds = _different(tried)
+    calls = tableau.used * rounds
+    if len(inner) and tableau.stages > tableau.used:  # F at the ends of those steps
+        each.nfe_backward += torch.bincount(whose[inner], minlength=len(accepted))
+        calls += _different(tried[inner])
+    stats.nfe_backward, stats.vjps = stats.nfe_backward + calls, stats.vjps + calls
+    stats.steps_backward += rounds
+
+
+def _different(numbers: Tensor) -> int:
+    return int((torch.bincount(numbers) > 0).sum())
 
 
 def _rows(x: Tensor) -> tuple[int, ...]:

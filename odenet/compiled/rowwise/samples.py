@@ -23,13 +23,13 @@ from odenet.compiled.rowwise.sample_record import (
     ACCEPTED,
     F64,
     FIELDS,
-    FORCED,
     LAST,
-    TRIES,
     UPCOMING,
     Record,
     Samples,
     Walked,
+    count,
+    count_back,
 )
 from odenet.compiled.rowwise.sample_source import backward, forward, lanes_of
 from odenet.compiled.rowwise.values import NotRowwiseError
@@ -171,7 +171,7 @@ class SampleRows(Solves):
         record = Record.joined(parts)
         if self.control is None and not bool(torch.isfinite(x.sum())):
             return None
-        if not self._count(problem, at, record, padded):
+        if not count(problem, self.tableau, at, record, padded):
             return None
         self.capacity = max(self.capacity, math.ceil(1.25 * record.count / max(1, batch)))
         return Walked(record, at, x, times, outputs)
@@ -208,40 +208,12 @@ class SampleRows(Solves):
         steps = torch.empty(3, capacity, dtype=torch.long)
         return Record(steps, torch.empty(3, capacity, dtype=F64), xs, 0)
 
-    def _count(self, problem: SampleProblem, at: Tensor, record: Record, padded: int) -> bool:
-        """Count a solve as the eager loop does; False, with nothing counted, if it took more than it may."""
-        scheme, stats, each, count = problem.scheme, problem.stats, problem.stats.samples, record.count
-        assert each is not None
-        tries, accepted, forced = at[TRIES : FORCED + 1].long()
-        moving, most = problem.field.timetable.count > 0, int(tries.max()) if len(tries) else 0
-        if self.control is None:
-            nfe, calls = self.used * tries, self.used * most
-        else:
-            starts, a_try = 2 if scheme.first_step is None else 1, self.tableau.stages - 1
-            nfe, calls = starts * moving + a_try * tries, starts * bool(moving.any()) + a_try * most
-            if not self.tableau.fsal:  # F where steps begin that do not follow a rejected one
-                nfe = nfe + (accepted - moving.long())
-                whose, _, tried = record.steps[:, :count]
-                going = record.times[1, :count] != problem.t1[whose]
-                calls += len(tried[going].unique())
-        if scheme.max_nfe is not None and bool((nfe > scheme.max_nfe).any()):
-            return False
-        each.nfe.copy_(nfe)
-        each.accepted, each.rejected, each.forced = accepted, tries - accepted, forced
-        each.history.append((record.steps[0, :count], record.times[2, :count].abs()))
-        each.evaluated, each.padded = int(nfe.sum()), padded
-        stats.nfe += calls
-        for name in ("accepted", "rejected", "forced"):
-            setattr(stats, name, int(getattr(each, name).sum()))
-        return True
-
     @torch.no_grad()
     def back(
         self, problem: SampleProblem, walked: Walked, leaves: Leaves, a: Tensor, cotangents: Tensor | None
     ) -> tuple[Tensor, ...]:
         """As `SampleGraphs.back`."""
-        field, stats, each = self.field(problem), problem.stats, problem.stats.samples
-        assert each is not None
+        field = self.field(problem)
         wanted = field.wanted(leaves)
         numbers = sorted(set(wanted.values()))
         code = self._back_code(field, tuple(numbers))
@@ -258,24 +230,15 @@ class SampleRows(Solves):
         if cotangents is not None:
             cotangents = cotangents.contiguous()
             call.outputs, call.times, call.seeds = len(walked.times), walked.times.data_ptr(), cotangents.data_ptr()
-        record, count = walked.record, walked.record.count
+        record = walked.record
         record.show(call)
-        inner = torch.zeros(count if call.outputs else 0, dtype=torch.uint8)
+        inner = torch.zeros(record.count if call.outputs else 0, dtype=torch.uint8)
         call.inner = inner.data_ptr()
         found = {number: torch.zeros_like(held[0][number], requires_grad=False) for number in numbers}
         places = pointers(list(found.values()))
         call.gradients = addressof(places)
         code[0](call)
-        whose, _, tried = record.steps[:, :count]
-        each.nfe_backward += self.used * accepted
-        calls = rounds = int((torch.bincount(tried) > 0).sum())
-        calls *= self.used
-        if call.outputs and self.tableau.stages > self.used:  # F at the ends of steps with outputs inside
-            more = inner.bool()
-            each.nfe_backward += torch.bincount(whose[more], minlength=len(accepted))
-            calls += len(tried[more].unique())
-        stats.nfe_backward, stats.vjps = stats.nfe_backward + calls, stats.vjps + calls
-        stats.steps_backward += rounds
+        count_back(problem, self.tableau, accepted, record, inner.bool())
         of = lambda i, leaf: found[wanted[i]] if i in wanted else torch.zeros_like(leaf)  # noqa: E731
         parts = [(of(i, leaf), leaf) for i, leaf in enumerate(leaves.tensors)]
         return a, *(part if part.shape == leaf.shape else part[: len(leaf)] for part, leaf in parts)

@@ -54,7 +54,10 @@ class Timetable:
             stops: times at which a step has to end.
             dtype: of the times that F is shown.
         """
-        intervals, index = torch.unique(torch.stack([t0, t1], 1), dim=0, return_inverse=True)
+        if len(t0) and bool((t0 == t0[0]).all()) and bool((t1 == t1[0]).all()):
+            intervals, index = torch.stack([t0[:1], t1[:1]], 1), torch.zeros(len(t0), dtype=torch.long)
+        else:
+            intervals, index = torch.unique(torch.stack([t0, t1], 1), dim=0, return_inverse=True)
         ways = [_segments(a, b, knots, jumps, stops) for a, b in intervals.tolist()]
         longest = max((len(way) for way in ways), default=0) or 1
         rows = [[*way, *[way[-1] if way else (0.0,) * 5] * (longest - len(way))] for way in ways]
