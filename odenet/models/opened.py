@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from odenet.blocks import Block, ResNet
 from odenet.depth import PiecewiseConstant
 from odenet.errors import InputError
-from odenet.residual.branches import BRANCHES, class_path, open_block
+from odenet.residual.branches import CHAINS, class_path, is_identity_block, is_residual_block, open_block
 from odenet.residual.from_block import from_block
-
-SHORTCUTS = ("downsample", "shortcut")
 
 
 def from_blocks(blocks: Iterable[nn.Module], bound: Mapping[str, Any] | None = None, **walk: Any) -> ResNet:
@@ -60,8 +58,10 @@ def from_resnet(model: nn.Module, block: type[nn.Module] | tuple[type[nn.Module]
     """Open a residual network: every run of identity blocks becomes one untied `ResNet` with h = 1.
 
     Known are the residual blocks of the ResNets of torchvision and timm (basic and bottleneck, post- and
-    pre-activation, with grouped convolutions, squeeze-and-excitation and the like), and the layers of their vision
-    transformers and ConvNeXts; `block` names more classes. Blocks that change width or resolution stay as they are.
+    pre-activation, with grouped convolutions, squeeze-and-excitation and the like; RegNets, TResNets, normaliser-free
+    and cross-stage ResNets, Inception-ResNets), and of their vision transformers, ConvNeXts, MobileNets and
+    EfficientNets; `block` names more classes. Blocks that change width or resolution stay as they are. Those of RepVGG
+    and of RegNetV add to their input after a norm: F is block(x) - x there.
 
     Args:
         model: the network; it is left as it is.
@@ -75,25 +75,38 @@ def from_resnet(model: nn.Module, block: type[nn.Module] | tuple[type[nn.Module]
         under the original's names.
 
     Raises:
-        InputError: there is no such block in the model.
+        InputError: there is no such block in the model, or each of them changes width or resolution.
 
     Reference:
         He et al. 2015, Deep Residual Learning; Sander et al. 2022, Do Residual Neural Networks discretize Neural ODEs?
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"from_resnet takes an nn.Module, got {type(model).__name__}")
-    opened = _opened(model, block if isinstance(block, tuple) else (block,), walk)
+    extra = block if isinstance(block, tuple) else (block,)
+    opened = _opened(model, extra, walk)
     if not any(isinstance(module, OpenedSequence) for module in opened.modules()):
-        raise InputError(
-            f"{type(model).__name__} has no sequence of residual blocks that from_resnet knows; name the class of its "
-            "blocks, block=TheirClass, or open a chain of them with odenet.models.from_blocks"
-        )
+        raise InputError(_closed(model, extra))
     return opened
+
+
+def _closed(model: nn.Module, extra: tuple[type[nn.Module], ...]) -> str:
+    found = [module for module in model.modules() if is_residual_block(module, extra)]
+    name = type(model).__name__
+    if not found:
+        return (
+            f"{name} has no sequence of residual blocks that from_resnet knows; name the class of its blocks, "
+            "block=TheirClass, or open a chain of them with odenet.models.from_blocks"
+        )
+    kinds = " and ".join(sorted({type(module).__name__ for module in found}))
+    return (
+        f"none of the {len(found)} residual blocks of {name} ({kinds}) stands in a sequence and adds to its own input: "
+        "each changes width or resolution, so no depth can be opened; take a deeper network of this kind"
+    )
 
 
 def _opened(module: nn.Module, extra: tuple[type[nn.Module], ...], walk: Mapping[str, Any]) -> nn.Module:
     children = [(name, child) for name, child in module.named_children()]
-    chain = isinstance(module, nn.Sequential | nn.ModuleList)
+    chain = isinstance(module, nn.Sequential | nn.ModuleList) or class_path(module) in CHAINS
     if chain and any(is_identity_block(child, extra) for _, child in children):
         parts: list[tuple[tuple[str, ...], nn.Module]] = []
         for run, members in groupby(children, key=lambda entry: is_identity_block(entry[1], extra)):
@@ -108,23 +121,6 @@ def _opened(module: nn.Module, extra: tuple[type[nn.Module], ...], walk: Mapping
         name: child if child is None else _opened(child, extra, walk) for name, child in module._modules.items()
     }
     return twin
-
-
-def is_identity_block(module: nn.Module, extra: tuple[type[nn.Module], ...] = ()) -> bool:
-    """Whether a module is a residual block, known or of one of the classes `extra`, whose shortcut is the identity."""
-    if class_path(module) not in BRANCHES and not (extra and isinstance(module, extra)):
-        return False
-    if any(_has_layers(getattr(module, name, None)) for name in SHORTCUTS):
-        return False
-    if class_path(module).startswith("timm.models.byobnet.") and module.shortcut is None:  # there: nothing is added
-        return False
-    return getattr(module, "stride", 1) in (1, (1, 1))
-
-
-def _has_layers(shortcut: object) -> bool:
-    if shortcut is None or isinstance(shortcut, nn.Identity):
-        return False
-    return not (isinstance(shortcut, nn.Sequential) and len(shortcut) == 0)
 
 
 def original_state_dict(model: nn.Module) -> dict[str, Tensor]:

@@ -23,6 +23,18 @@ SLOW += [f"timm/{name}" for name in ("resnet26d", "resnet50", "seresnet50", "eca
 SLOW += [f"timm/{name}" for name in ("resnest26d", "skresnet18", "resnetaa50", "resnetv2_50x1_bit", "convnext_atto")]
 SLOW += [f"timm/{name}" for name in ("seresnext26t_32x4d", "resnet101", "resnetrs50", "res2net50_26w_4s")]
 SLOW += [f"timm/{name}" for name in ("gcresnet33ts", "gernet_s")]
+KINDS = [f"torchvision/{name}" for name in ("regnet_x_400mf", "regnet_y_400mf", "quantized_resnet18", "r3d_18")]
+KINDS += [f"torchvision/{name}" for name in ("quantized_resnet50", "mobilenet_v2", "mobilenet_v3_small")]
+KINDS += [f"torchvision/{name}" for name in ("efficientnet_b0", "efficientnet_v2_s")]
+KINDS += [f"timm/{name}" for name in ("regnetx_002", "regnety_002", "regnetv_040", "regnetz_005", "nf_regnet_b0")]
+KINDS += [f"timm/{name}" for name in ("repvgg_a0", "cspresnet50", "cspresnext50", "darknet53", "cs3edgenet_x")]
+KINDS += [f"timm/{name}" for name in ("tresnet_m", "nf_resnet26", "inception_resnet_v2", "res2net50d", "skresnet50")]
+KINDS += [f"timm/{name}" for name in ("bat_resnext26ts", "lambda_resnet26t", "hrnet_w18_small", "efficientnet_b0")]
+KINDS += [f"timm/{name}" for name in ("efficientnet_cc_b0_4e", "efficientnetv2_rw_t", "mobilenetv4_conv_small")]
+KINDS += ["timm/mobilenetv4_hybrid_medium", "timm/resnetv2_50d_gn", "timm/resnetrs50", "timm/ecaresnetlight"]
+SIZES = {"timm/inception_resnet_v2": 139, "timm/bat_resnext26ts": 256, "timm/lambda_resnet26t": 256}
+NONE = ["dla60_res2net", "dla60_res2next"]  # not chains: a tree whose blocks are handed their shortcut
+NONE += ["resnest14d", "resnet14t"]  # one block a stage, which changes its width
 NAMES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 SHORT = {"layers": (2, 1, 1, 2)}
 
@@ -37,10 +49,10 @@ def made(name):
         changes = {"img_size": 32} if kind.startswith("vit") else SHORT if name in QUICK and "50" in kind else {}
         model = timm.create_model(kind, num_classes=7, **changes)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             nn.init.uniform_(module.weight, 0.3, 0.7)
             nn.init.normal_(module.bias, std=0.1)
-        for name in ("gamma", "layer_scale"):
+        for name in ("gamma", "layer_scale", "gain"):
             if isinstance(getattr(module, name, None), nn.Parameter):
                 nn.init.uniform_(getattr(module, name), 0.3, 0.7)
     return model
@@ -72,6 +84,52 @@ def test_an_opened_network_computes_what_the_original_computes(name):
                 for p in block.parameters():
                     p.mul_(1.5)
             assert not torch.allclose(run(opened, x), expected, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_residual_networks_of_every_kind_are_opened(name):
+    model = made(name)
+    size = SIZES.get(name, 64)
+    x = torch.randn(2, 3, *((4, 32, 32) if name.endswith("r3d_18") else (size, size)))
+    for training in (True, False):
+        twin = copy.deepcopy(model).train(training)
+        opened = from_resnet(twin)
+        assert {id(p) for p in opened.parameters()} == {id(p) for p in twin.parameters()}
+        with torch.no_grad():
+            exact = run(copy.deepcopy(model).double().train(training), x.double())
+            expected, got = run(model.train(training), x), run(opened, x)
+            rounding = float((expected - exact).norm() / exact.norm())  # what the original itself loses in float32
+            assert float((got - expected).norm() / expected.norm()) < 1e-6 + rounding, rounding
+            assert rounding < 1e-2 and got.std() > 0
+            back = original_state_dict(opened)
+            assert back.keys() == model.state_dict().keys()
+            for key, value in model.state_dict().items():  # running statistics too
+                torch.testing.assert_close(back[key], value, rtol=1e-3, atol=1e-4)
+            for p in (p for block in blocks_of(opened) for p in block.parameters()):  # it is the blocks that compute it
+                p.copy_(p.flatten().flip(0).view_as(p))
+            assert float((run(opened, x) - expected).norm() / expected.norm()) > 10 * rounding + 1e-5
+
+
+@pytest.mark.slow
+def test_all_resnets_of_timm_are_opened_but_those_without_identity_blocks():
+    timm = pytest.importorskip("timm")
+    patterns = ("*resne*t*", "*res*net*", "*res2ne*", "*regnet*", "*repvgg*", "*gernet*", "*hrnet*")
+    names = sorted({name for pattern in patterns for name in timm.list_models(pattern)})
+    assert len(names) > 200
+    refused = []
+    for name in names:
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        try:
+            blocks = blocks_of(from_resnet(model))
+        except InputError:
+            refused.append(name)
+        else:
+            assert sum(block.scheme.steps for block in blocks) >= (1 if name in ("resnet10t", "test_resnet") else 3), (
+                name
+            )
+    assert refused == NONE
 
 
 @pytest.mark.parametrize(("name", "layers"), [("resnet18", [2, 1, 1, 1]), ("resnet50", [2, 3, 5, 2])])
@@ -237,6 +295,19 @@ def test_a_relu_after_the_addition_stays_one_under_finer_steps():
     assert (model.layer1[0](x) == 0).any()
 
 
+def test_a_block_that_does_not_add_to_its_own_input_is_taken_as_a_whole():
+    block = torchvision.models.resnet.BasicBlock(4, 4, downsample=nn.Conv2d(4, 4, 1)).eval()
+    x = torch.randn(2, 4, 8, 8)
+    torch.testing.assert_close(from_blocks([block])(x), block(x))
+    byobnet = pytest.importorskip("timm").models.byobnet
+    layers = byobnet.LayerFn()
+    bare = byobnet.BasicBlock(4, 4, layers=layers, downsample="").eval()
+    bare.shortcut = None
+    torch.testing.assert_close(from_blocks([bare])(x), bare(x))
+    vgg = byobnet.RepVggBlock(4, 4, layers=layers).eval()
+    torch.testing.assert_close(from_blocks([vgg])(x), vgg(x))
+
+
 def test_blocks_of_ones_own():
     class Mine(nn.Module):
         def __init__(self, a, b):
@@ -268,6 +339,10 @@ def test_every_known_class_is_one():
     ("make", "said"),
     [
         (lambda: from_resnet(nn.Sequential(nn.Linear(2, 2))), "Sequential has no sequence of residual blocks"),
+        (
+            lambda: from_resnet(made("timm/resnet14t")),
+            "none of the 4 residual blocks of ResNet .Bottleneck.",
+        ),
         (lambda: from_resnet("resnet18"), "from_resnet takes an nn.Module, got str"),
         (lambda: from_blocks([]), "from_blocks needs at least one block"),
         (lambda: from_blocks([torch.tanh]), "from_block takes an nn.Module"),
