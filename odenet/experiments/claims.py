@@ -101,14 +101,19 @@ def nested_spheres(list_of_results: Sequence[Results]) -> Claim:
         "augmented one and a ResNet do not.",
         f"test accuracy and evaluations of a forward pass at the end of training: {text}.",
         fails and min(accuracy["anode"], accuracy["resnet"]) >= SOLVED,
+        {
+            "Training loss": Curves("epoch", "", _over_epochs(runs, lambda r: r["train_loss"]), logy=True),
+            "Evaluations of F in a forward pass": Curves("epoch", "", _over_epochs(runs, lambda r: r["nfe_forward"])),
+        },
     )
 
 
 @claims.register("degradation")
 def degradation(list_of_results: Sequence[Results]) -> Claim:
     """Plain networks get worse with depth, residual ones do not."""
-    loss = {name: _mean(n["train_loss"] for n in found) for name, found in _runs(list_of_results).items()}
-    accuracy = {name: _mean(n["test_accuracy"] for n in found) for name, found in _runs(list_of_results).items()}
+    runs = _runs(list_of_results)
+    loss = {name: _mean(n["train_loss"] for n in found) for name, found in runs.items()}
+    accuracy = {name: _mean(n["test_accuracy"] for n in found) for name, found in runs.items()}
     _need("degradation", loss, "plain_shallow", "plain_deep", "residual_shallow", "residual_deep")
     text = "; ".join(f"{name} loss {loss[name]:.3g}, test accuracy {percent(accuracy[name])}" for name in loss)
     worse = loss["plain_deep"] > loss["plain_shallow"] and accuracy["plain_deep"] < accuracy["plain_shallow"]
@@ -117,6 +122,7 @@ def degradation(list_of_results: Sequence[Results]) -> Claim:
         "deeper plain networks have a higher training error than shallow ones, deeper residual networks do not.",
         f"training {text}.",
         worse and accuracy["residual_deep"] >= accuracy["residual_shallow"] - SURVIVES,
+        {"": Curves("epoch", "training loss", _over_epochs(runs, lambda r: r["train_loss"]), logy=True)},
     )
 
 
@@ -249,6 +255,16 @@ def _walked(runs: Mapping[str, Sequence[Network]]) -> list[Line]:
             reached.setdefault(cell["steps"], []).append(cell["accuracy"])
         steps = sorted(reached)
         lines.append(Line(name, [float(n) for n in steps], [statistics.fmean(reached[n]) for n in steps]))
+    return lines
+
+
+def _over_epochs(runs: Mapping[str, Sequence[Network]], number: Callable[[Any], float]) -> list[Line]:
+    """A number of each network's training over the epochs: the mean over the seeds."""
+    lines = []
+    for name, found in runs.items():
+        epochs = [record["epoch"] for record in found[0]["history"]]
+        values = [_mean(map(number, records)) for records in zip(*(n["history"] for n in found), strict=True)]
+        lines.append(Line(name, [float(epoch) for epoch in epochs], values))
     return lines
 
 

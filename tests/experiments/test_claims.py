@@ -11,7 +11,8 @@ from odenet.experiments.config import config_folder
 def network(name, accuracy, loss=0.1, nfe=10.0, finest=None):
     cells = [] if finest is None else [{"solver": "euler", "steps": 64, "rtol": None, "accuracy": finest}]
     parts = {"test_accuracy": accuracy, "train_loss": loss, "nfe_forward": nfe, "swap": cells}
-    return {"name": name, "label": name, "role": "contender", **parts}
+    history = [{"epoch": n, **parts, "train_loss": loss * (3 - n)} for n in (1, 2)]
+    return {"name": name, "label": name, "role": "contender", **parts, "history": history}
 
 
 def results(claim, *networks):
@@ -38,7 +39,11 @@ def test_a_node_that_fails_or_labours_is_told_from_one_that_does_not():
 
     assert judge([run(0.8, 20)]).seen and judge([run(0.99, 60)]).seen
     assert not judge([run(0.99, 20)]).seen
-    assert "node 80.0 % with 20 evaluations" in judge([run(0.8, 20)]).measured.replace("80 %", "80.0 %")
+    seen = judge([run(0.8, 20), run(0.8, 30)])
+    assert "node 80.0 % with 25 evaluations" in seen.measured.replace("80 %", "80.0 %")
+    loss, evaluations = (panel.lines[1] for panel in seen.panels.values())  # of the node
+    assert loss.label == "node" and loss.x == [1.0, 2.0] and loss.y == pytest.approx([0.2, 0.1])
+    assert evaluations.y == [25.0, 25.0]
 
 
 def test_degradation_needs_plain_networks_that_get_worse_and_residual_ones_that_do_not():
@@ -47,7 +52,9 @@ def test_degradation_needs_plain_networks_that_get_worse_and_residual_ones_that_
         shallow = network("plain_shallow", 0.9, loss=0.3), network("residual_shallow", 0.9)
         return results("degradation", shallow[0], deep[0], shallow[1], deep[1])
 
-    assert judge([run(0.5, 0.92)]).seen
+    seen = judge([run(0.5, 0.92), run(0.7, 0.92)])
+    assert seen.seen
+    assert {line.label: line.y for line in seen.panels[""].lines}["plain_deep"] == pytest.approx([2.8, 1.4])
     assert not judge([run(0.95, 0.92)]).seen and not judge([run(0.5, 0.6)]).seen
 
 
