@@ -115,6 +115,28 @@ def test_every_gradient_finds_the_coefficients(kind, scheme, x):
             torch.testing.assert_close(got, true, rtol=0, atol=limit)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("solver", odenet.list_solvers())
+def test_every_solver_walks_them_and_gets_every_exact_gradient(solver, kind, x):
+    F = odenet.residual.Hamiltonian(4) if solver in ("symplectic_euler", "leapfrog", "yoshida4") else MLP(4, 6)
+    weights, x = kind(F.double()), torch.cat([x, x[:, :1]], 1)
+
+    def answer(steps, gradient="autograd"):
+        x0 = x.clone().requires_grad_()
+        y = odenet.ODEBlock(weights, solver, steps=steps, gradient=gradient)(x0)
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), [x0, *weights.parameters()], allow_unused=True)]
+
+    true = odenet.ODEBlock(weights, "dopri8", rtol=1e-12, atol=1e-12)(x)
+    coarse, fine = (float((answer(n)[0] - true).norm() / true.norm()) for n in (24, 48))
+    assert fine < max(coarse / 1.7, 1e-9) and coarse < 0.1  # knots are ends of steps: the order is kept across them
+    expected = answer(6)
+    for gradient in gradients_for(solver, exact=True):
+        for got, one in zip(answer(6, gradient), expected, strict=True):
+            if one is not None:
+                torch.testing.assert_close(got, one, rtol=0, atol=1e-10 * float(one.abs().max()))
+
+
 @SMOOTH
 def test_a_sample_may_have_a_time_of_its_own(kind):
     weights = kind(MLP(3, width=4, time="concat").double())
