@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from math import comb
+
+from torch import Tensor
+
+Start = list[Tensor]
 
 
 def split(steps: int, slots: int) -> int:
@@ -35,3 +40,68 @@ def first_chain(steps: int, slots: int) -> list[int]:
         position += split(steps - position, slots - len(chain))
         chain.append(position)
     return chain
+
+
+class Store:
+    """The starts of steps that a forward pass keeps: all, or up to `slots` of them.
+
+    When the number of steps is known they are placed for the fewest steps redone (binomial). When it is not, every
+    k-th is kept, and k is doubled whenever they become too many.
+
+    Args:
+        slots: how many may be kept beside x0, or None for all.
+        steps: the number of steps, or None if it is not known.
+
+    Attributes:
+        starts: those that are kept, by the number of the step.
+
+    Reference:
+        Griewank and Walther 2000, Algorithm 799: revolve; Stumm and Walther 2010, New Algorithms for Optimal Online
+        Checkpointing.
+    """
+
+    def __init__(self, slots: int | None, steps: int | None):
+        self.slots, self.starts = slots, dict[int, Start]()
+        self._wanted = None if steps is None or slots is None else set(first_chain(steps, slots))
+        self._stride = 1
+
+    def put(self, number: int, start: Start) -> None:
+        """Keep the start of step `number`, if it is among those to be kept; that of step 0 is x0, and known."""
+        if number == 0 or number % self._stride or (self._wanted is not None and number not in self._wanted):
+            return
+        self.starts[number] = start
+        if self._wanted is None and self.slots is not None and len(self.starts) > self.slots:
+            self._stride *= 2
+            self.starts = {n: start for n, start in self.starts.items() if n % self._stride == 0}
+
+    def take(self) -> tuple[list[tuple[int, int]], list[Tensor]]:
+        """Hand the tensors over, flat; and for each start its step, and of how many tensors it is."""
+        layout = [(number, len(start)) for number, start in self.starts.items()]
+        tensors = [tensor for start in self.starts.values() for tensor in start]
+        self.starts = {}
+        return layout, tensors
+
+
+def backwards(
+    end: int, stack: list[tuple[int, Start]], slots: int | None, advance: Callable[[Start, int, int], Start]
+) -> Iterator[tuple[int, int, Start]]:
+    """(step, kept step before it, its start) for all steps from the last one; gaps are divided where slots are free.
+
+    Args:
+        end: number of steps.
+        stack: the starts that are kept, that of step 0 first; emptied on the way.
+        slots: how many may be kept beside the first.
+        advance: (start, number, until) -> the start of step `until`, by redoing the steps from `number` on.
+    """
+    while end > 0:
+        number, start = stack[-1]
+        free = 0 if slots is None else slots + 1 - len(stack)
+        if end - number > 1 and free > 0:
+            middle = number + split(end - number, free)
+            stack.append((middle, advance(start, number, middle)))
+            continue
+        end -= 1
+        if end == number:
+            stack.pop()
+        yield end, number, start
+        del start

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from odenet.errors import InputError
-from odenet.gradients.binomial import first_chain, split
+from odenet.gradients.binomial import Store, backwards
 from odenet.gradients.per_sample import replay_samples
 from odenet.gradients.pullback import Pullback, leaf, plus
 from odenet.gradients.record import Record
 from odenet.gradients.registry import gradients
 from odenet.gradients.replay import Cotangents, Gradients, Replayed
+from odenet.gradients.sample_states import StoredRounds, whole_step
 from odenet.solvers.per_sample import SampleProblem, SampleSolution
 from odenet.solvers.problem import Problem
 from odenet.solvers.scheme import check_options
@@ -49,45 +50,28 @@ class StepBack(Protocol):
 class StoredStates:
     """A sweep from kept states: all of them, or `checkpoints` beside x0, from which the others are redone.
 
-    When the number of steps is known they are placed for the fewest steps redone (binomial). When it is not, every
-    k-th is kept, and k is doubled whenever they become too many; the way back then divides the gaps as if known.
-
     Args:
         step_back: the way back over one step.
         checkpoints: how many states may be kept, or None for all.
         steps: the number of steps, or None if it is not known.
-
-    Reference:
-        Griewank and Walther 2000, Algorithm 799: revolve; Stumm and Walther 2010, New Algorithms for Optimal Online
-        Checkpointing.
     """
 
     def __init__(self, step_back: StepBack, checkpoints: int | None, steps: int | None):
         self.step_back, self.checkpoints = step_back, checkpoints
-        self._wanted = None if steps is None or checkpoints is None else set(first_chain(steps, checkpoints))
-        self._stride = 1
-        self._starts: dict[int, list[Tensor]] = {}
+        self._store = Store(checkpoints, steps)
         self._layout: list[tuple[int, int]] = []
 
     def keep(self, record: Record, start: list[Tensor], trial: Trial) -> None:
         """Keep the start of the step, if it is among those to be kept."""
-        number = len(record.spans) - 1
-        if number == 0 or number % self._stride or (self._wanted is not None and number not in self._wanted):
-            return
-        self._starts[number] = start
-        if self._wanted is None and self.checkpoints is not None and len(self._starts) > self.checkpoints:
-            self._stride *= 2
-            self._starts = {n: start for n, start in self._starts.items() if n % self._stride == 0}
+        self._store.put(len(record.spans) - 1, start)
 
     def hold(self, starts: dict[int, list[Tensor]]) -> None:
         """Take starts of steps that another walk has recorded."""
-        self._starts = starts
+        self._store.starts = starts
 
     def kept(self) -> list[Tensor]:
         """The kept states, flat."""
-        self._layout = [(number, len(start)) for number, start in self._starts.items()]
-        tensors = [tensor for start in self._starts.values() for tensor in start]
-        self._starts = {}
+        self._layout, tensors = self._store.take()
         return tensors
 
     def back(self, record: Record, x0: Tensor, kept: list[Tensor], cotangents: Cotangents) -> Gradients:
@@ -97,15 +81,8 @@ class StoredStates:
         stack = [(0, [x0]), *((number, [next(parts) for _ in range(length)]) for number, length in self._layout)]
         due = [[i for i in indices if cotangents[i] is not None] for indices in record.due()]
         a: list[Tensor | None] = []
-        end, x_next = len(record.spans), None
-        while end > 0:
-            number, start = stack[-1]
-            free = 0 if self.checkpoints is None else self.checkpoints + 1 - len(stack)
-            if end - number > 1 and free > 0:
-                middle = number + split(end - number, free)
-                stack.append((middle, record.advance(start, number, middle)))
-                continue
-            end -= 1
+        x_next = None
+        for end, number, start in backwards(len(record.spans), stack, self.checkpoints, record.advance):
             if record.seed is not None:
                 last = record.advance(start, number, end)
                 x_next = record.advance(last, end, end + 1)[0] if x_next is None else x_next
@@ -114,8 +91,6 @@ class StoredStates:
                 a[0], x_next = plus(a[0], at_start), last[0]
             elif due[end] or any(part is not None for part in a):
                 a = self._back(pullback, end, record.advance(start, number, end), due[end], cotangents, a)
-            if end == number:
-                stack.pop()
         return a[0] if a else None, pullback.gradients
 
     def _back(self, pullback: Pullback, number: int, *step: Any) -> list[Tensor | None]:
@@ -149,7 +124,7 @@ class Checkpoint(Replayed):
 
     def solve_samples(self, problem: SampleProblem) -> SampleSolution:
         """Solve `problem`, each sample with its own steps, so that its states can be differentiated."""
-        return replay_samples(problem)
+        return replay_samples(problem, StoredRounds(whole_step, problem.scheme.gradient_options.get("checkpoints")))
 
 
 def step_back(

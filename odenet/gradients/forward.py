@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from odenet.errors import GradientError, InputError
-from odenet.gradients.inputs import Inputs, vjp
+from odenet.errors import InputError
+from odenet.gradients.inputs import Inputs
+from odenet.gradients.per_sample import replay_samples
 from odenet.gradients.pullback import leaf, plus
+from odenet.gradients.pushforward import Pushforward, directions
 from odenet.gradients.record import Record
 from odenet.gradients.registry import gradients
 from odenet.gradients.replay import Cotangents, Gradients, Replayed
+from odenet.gradients.sample_forward import SampleTangents
+from odenet.solvers.per_sample import SampleProblem, SampleSolution
 from odenet.solvers.problem import Problem
 from odenet.solvers.scheme import check_options
 from odenet.solvers.solution import Solution
@@ -54,22 +58,16 @@ class Forward(Replayed):
 
     def solve(self, problem: Problem) -> Solution:
         if torch.is_grad_enabled():
-            self.sweep(problem).directions(problem.x0, Inputs(problem))
+            directions(problem.x0, Inputs(problem).tensors, self.sweep(problem).limit)
         return super().solve(problem)
 
-
-class Direction(NamedTuple):
-    """One number: an element of x0 (index None) or of an input of F, or the imaginary part of it."""
-
-    index: int | None
-    element: int
-    unit: complex | float
-
-    def vector(self, like: Tensor) -> Tensor:
-        """The derivative of its tensor with respect to it."""
-        vector = torch.zeros_like(like, requires_grad=False).contiguous()
-        vector.view(-1)[self.element] = torch.tensor(self.unit, dtype=like.dtype)
-        return vector
+    def solve_samples(self, problem: SampleProblem) -> SampleSolution:
+        """Solve `problem`, each sample with its own steps, so that its states can be differentiated."""
+        limit = problem.scheme.gradient_options.get("limit", LIMIT)
+        if torch.is_grad_enabled():
+            inputs = Inputs(problem)  # pyright: ignore[reportArgumentType]
+            directions(problem.x0, inputs.tensors, limit, each=True)
+        return replay_samples(problem, SampleTangents(limit))
 
 
 class Tangents:
@@ -89,47 +87,25 @@ class Tangents:
         """Nothing."""
         return []
 
-    def directions(self, x0: Tensor, inputs: Inputs) -> list[Direction]:
-        """The numbers.
-
-        Raises:
-            GradientError: there are more than `limit`.
-        """
-        sources = [(i, t) for i, t in enumerate([x0, *inputs.tensors]) if t.requires_grad]
-        count = sum(t.numel() * (1 + t.is_complex()) for _, t in sources)
-        if count > self.limit:
-            largest = max((t for _, t in sources), key=Tensor.numel)
-            raise GradientError(
-                f"gradient='forward' pushes a tangent for each of the {count} numbers that require a gradient (the "
-                f"largest tensor has shape {tuple(largest.shape)}), above limit={self.limit}; use "
-                "gradient='checkpoint', freeze what needs no gradient, or raise limit in gradient_options"
-            )
-        return [
-            Direction(i - 1 if i else None, element, unit)
-            for i, t in sources
-            for element in range(t.numel())
-            for unit in ((1.0, 1j) if t.is_complex() else (1.0,))
-        ]
-
     def back(self, record: Record, x0: Tensor, kept: list[Tensor], cotangents: Cotangents) -> Gradients:
         """Step by step from x0, with the tangents of all numbers."""
-        directions = self.directions(x0, record.inputs)
+        wanted = directions(x0, record.inputs.tensors, self.limit)
         start = [x0]
-        tangents = [[d.vector(x0) if d.index is None else None] for d in directions]
-        slopes: list[Tensor | None] = [None] * len(directions)
+        tangents = [[d.vector(x0) if d.index is None else None] for d in wanted]
+        slopes: list[Tensor | None] = [None] * len(wanted)
         for number, due in enumerate(record.due()):
-            step = _Step(record, number, start, due)
+            step, end = _step(record, number, start, due)
             seeds = [cotangents[i] for i in due]
-            for p, direction in enumerate(directions):
-                moved, outputs = step.push(tangents[p], direction)
-                tangents[p] = moved
-                for a, tangent in zip(seeds, outputs, strict=True):
+            for p, direction in enumerate(wanted):
+                moved = step.push(tangents[p], direction)
+                tangents[p] = moved[: len(end)]
+                for a, tangent in zip(seeds, moved[len(end) :], strict=True):
                     if a is not None and tangent is not None:
                         slopes[p] = plus(slopes[p], (a.conj() * tangent).sum().real)
-            start = step.end
+            start = end
             record.problem.stats.steps_backward += 1
         found: list[Tensor | None] = [None] * (1 + len(record.inputs.tensors))
-        for direction, slope in zip(directions, slopes, strict=True):
+        for direction, slope in zip(wanted, slopes, strict=True):
             place = 0 if direction.index is None else direction.index + 1
             like = x0 if place == 0 else record.inputs.tensors[place - 1]
             if slope is not None:
@@ -137,44 +113,15 @@ class Tangents:
         return found[0], found[1:]
 
 
-class _Step:
-    """One step with its graph, to push tangents through."""
-
-    def __init__(self, record: Record, number: int, start: Sequence[Tensor], due: Sequence[int]):
-        self.stats, self.piece = record.problem.stats, record.spans[number].piece
-        before = self.stats.nfe_backward
-        with torch.enable_grad():
-            self.leaves = [leaf(part) for part in start]
-            end, outputs = record.redo(number, self.leaves, due)
-            self.results = [*end, *outputs]
-            self.moving = [root for root in self.results if root.requires_grad]
-            record.inputs.check(self.piece, self.moving, *self.leaves)
-            self.tensors = record.inputs.piece(self.piece)
-            self.indices = record.inputs.of[self.piece]
-            wanted = [*(part for part in self.leaves if part.requires_grad), *self.tensors]
-            self.seeds = [torch.zeros_like(root, requires_grad=True) for root in self.moving]
-            pulled = vjp(self.moving, wanted, self.seeds, create_graph=True) if self.moving else ()
-            self.pulled = {id(w): g for w, g in zip(wanted, pulled, strict=False) if g is not None and g.requires_grad}
-        self.evaluations = self.stats.nfe_backward - before
-        self.end = [part.detach() for part in end]
-
-    def push(
-        self, tangents: Sequence[Tensor | None], direction: Direction
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """Tangents of the state at the end, and of the outputs, from those at the start."""
-        pairs = list(zip(self.leaves, tangents, strict=False))
-        if direction.index in self.indices:
-            tensor = self.tensors[self.indices.index(direction.index)]
-            pairs.append((tensor, direction.vector(tensor.detach())))
-        pairs = [(self.pulled[id(x)], u) for x, u in pairs if u is not None and id(x) in self.pulled]
-        found: dict[int, Tensor | None] = {}
-        if pairs:
-            self.stats.vjps += self.evaluations
-            values, vectors = zip(*pairs, strict=True)
-            pushed = torch.autograd.grad(values, self.seeds, vectors, retain_graph=True, allow_unused=True)
-            found.update(zip(map(id, self.moving), pushed, strict=True))
-        results = [found.get(id(root)) for root in self.results]
-        return results[: len(self.end)], results[len(self.end) :]
+def _step(record: Record, number: int, start: Sequence[Tensor], due: Sequence[int]) -> tuple[Pushforward, list[Tensor]]:
+    """A step again, to push tangents through; and where it ends."""
+    stats, piece = record.problem.stats, record.spans[number].piece
+    before = stats.nfe_backward
+    with torch.enable_grad():
+        leaves = [leaf(part) for part in start]
+        end, outputs = record.redo(number, leaves, due)
+        push = Pushforward(record.inputs, [piece], leaves, [*end, *outputs], stats, stats.nfe_backward - before)
+    return push, [part.detach() for part in end]
 
 
 gradients.add("forward", Forward())

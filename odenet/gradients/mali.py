@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from odenet.gradients.pullback import Pullback, plus
 from odenet.gradients.registry import gradients
-from odenet.gradients.reversal import Cotangent, State, Undone
+from odenet.gradients.reversal import Cotangent, State, Undo, Undone
 from odenet.solvers.reversible import mirrored
-from odenet.solvers.stepper import Span
+from odenet.solvers.stepper import plus_scaled
 
 
 class MALI(Undone):
@@ -41,16 +43,13 @@ class MALI(Undone):
         return _Undo(pullback)
 
 
-class _Undo:
-    def __init__(self, pullback: Pullback):
-        self.pullback = pullback
-
+class _Undo(Undo):
     @torch.no_grad()
-    def invert(self, span: Span, end: State) -> State:
+    def invert(self, span: Any, end: State) -> State:
         half = _half(span, end)
         return _undone(span, end, half, self.pullback.value(span.piece, span.at(0.5), half))
 
-    def step(self, span: Span, end: State, a: Cotangent) -> tuple[State, Cotangent]:
+    def step(self, span: Any, end: State, a: Cotangent) -> tuple[State, Cotangent]:
         h, (a_x, a_v) = span.h, a
         half = _half(span, end)
         u = self.pullback.evaluate(span.piece, span.at(0.5), half)
@@ -59,19 +58,21 @@ class _Undo:
         a_x = plus(a_x, self.pullback.pull(u, plus(None, w, 2)))
         return start, [a_x, plus(plus(None, w, -1), a_x, h / 2)]
 
-    def begin(self, span: Span, start: State, a: Cotangent) -> Tensor | None:
+    def begin(self, span: Any, start: State, a: Cotangent) -> tuple[Tensor, Tensor | None]:
         a_x, a_v = a
-        v = self.pullback.evaluate(span.piece, span.t, start[0]) if a_v is not None else None
-        return a_x if v is None else plus(a_x, self.pullback.pull(v, a_v))
+        if a_v is None:
+            return start[0], a_x
+        v = self.pullback.evaluate(span.piece, span.t, start[0])
+        return start[0], plus(a_x, self.pullback.pull(v, a_v))
 
 
-def _half(span: Span, end: State) -> Tensor:
-    return torch.sub(end[0], end[1], alpha=span.h / 2)
+def _half(span: Any, end: State) -> Tensor:
+    return plus_scaled(end[0], end[1], -span.h / 2)
 
 
-def _undone(span: Span, end: State, half: Tensor, u: Tensor) -> State:
+def _undone(span: Any, end: State, half: Tensor, u: Tensor) -> State:
     v = mirrored(end[1], u)
-    return [torch.sub(half, v, alpha=span.h / 2), v]
+    return [plus_scaled(half, v, -span.h / 2), v]
 
 
 gradients.add("mali", MALI())

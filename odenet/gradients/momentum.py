@@ -11,10 +11,10 @@ from torch import Tensor
 from odenet.errors import InputError
 from odenet.gradients.pullback import Pullback, plus
 from odenet.gradients.registry import gradients
-from odenet.gradients.reversal import Cotangent, ReversibleForm, State
+from odenet.gradients.reversal import Cotangent, ReversibleForm, State, Undo
 from odenet.solvers.momentum import ExactMomentum, Fixed, Momentum
-from odenet.solvers.problem import Problem
-from odenet.solvers.stepper import Span
+from odenet.solvers.scheme import Scheme
+from odenet.solvers.stepper import plus_scaled
 
 GAMMA = 0.9
 
@@ -59,8 +59,8 @@ class MomentumGradient(ReversibleForm):
         if not isinstance(exact, bool):
             raise InputError(f"exact must be True or False, got {exact!r}")
 
-    def form(self, problem: Problem) -> Momentum:
-        options = problem.scheme.gradient_options
+    def form(self, scheme: Scheme) -> Momentum:
+        options = scheme.gradient_options
         return (ExactMomentum if options.get("exact") else Momentum)(options.get("gamma", GAMMA))
 
     def undo(self, pullback: Pullback) -> _Undo:
@@ -68,49 +68,49 @@ class MomentumGradient(ReversibleForm):
         return (_UndoExactly if isinstance(stepper, ExactMomentum) else _Undo)(pullback)
 
 
-class _Undo:
+class _Undo(Undo):
     def __init__(self, pullback: Pullback):
         stepper = pullback.record.stepper
         assert isinstance(stepper, Momentum)
-        self.pullback, self.stepper = pullback, stepper
-        self.number = len(pullback.record.spans) - 1
+        super().__init__(pullback)
+        self.stepper = stepper
 
-    def invert(self, span: Span, end: State) -> State:
+    def invert(self, span: Any, end: State) -> State:
         x = self.position(span, end)
         return self.undone(span, end, x, self.pullback.value(span.piece, span.t, x))
 
-    def step(self, span: Span, end: State, a: Cotangent) -> tuple[State, Cotangent]:
+    def step(self, span: Any, end: State, a: Cotangent) -> tuple[State, Cotangent]:
         k = self.pullback.evaluate(span.piece, span.t, self.position(span, end))
         start = self.undone(span, end, k.x.detach(), k.value)
-        self.number -= 1
         gamma, (a_x, a_v, *nothing) = self.stepper.gamma, a
         c = plus(a_v, a_x, span.h)
         a_x = plus(a_x, self.pullback.pull(k, plus(None, c, 1 - gamma)))
         return start, [a_x, plus(None, c, gamma), *nothing[: len(start) - 2]]
 
-    def begin(self, span: Span, start: State, a: Cotangent) -> Tensor | None:
-        return a[0]
+    def begin(self, span: Any, start: State, a: Cotangent) -> tuple[Tensor, Tensor | None]:
+        return start[0], a[0]
 
     @torch.no_grad()
-    def position(self, span: Span, end: State) -> Tensor:
+    def position(self, span: Any, end: State) -> Tensor:
         """x."""
-        return torch.sub(end[0], end[1], alpha=span.h)
+        return plus_scaled(end[0], end[1], -span.h)
 
     @torch.no_grad()
-    def undone(self, span: Span, end: State, x: Tensor, k: Tensor) -> State:
+    def undone(self, span: Any, end: State, x: Tensor, k: Tensor) -> State:
         """(x, v) from x and F(t, x)."""
         gamma = self.stepper.gamma
         return [x, torch.sub(end[1], k, alpha=1 - gamma) / gamma]
 
 
 class _UndoExactly(_Undo):
-    def position(self, span: Span, end: State) -> Tensor:
+    def position(self, span: Any, end: State) -> Tensor:
         return self._exact.undo_position(span, Fixed.of(tuple(end[1:])))[1]
 
-    def undone(self, span: Span, end: State, x: Tensor, k: Tensor) -> State:
+    def undone(self, span: Any, end: State, x: Tensor, k: Tensor) -> State:
         fixed = Fixed.of(tuple(end[1:]))
+        number = int(self.times[0]) if self.times else 0
         x_fixed, _ = self._exact.undo_position(span, fixed)
-        return [x, *self._exact.undo_velocity(fixed, x_fixed, k, self.number).memory(self.number).tensors]
+        return [x, *self._exact.undo_velocity(fixed, x_fixed, k, number).memory(number).tensors]
 
     @property
     def _exact(self) -> ExactMomentum:

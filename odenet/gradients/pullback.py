@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from odenet.gradients.inputs import vjp
-from odenet.gradients.record import Record
 
 
 class Evaluation(NamedTuple):
     """k = F(t, x) on a piece of depth, with its graph.
 
     Attributes:
-        piece: the piece.
+        piece: the piece; where samples have their own steps, F on those that these samples are on.
         x: the leaf at which F was evaluated.
         k: the value.
     """
 
-    piece: int
+    piece: Any
     x: Tensor
     k: Tensor
 
@@ -41,17 +40,17 @@ class Pullback:
         gradients: θ̄, one for each tensor of `record.inputs`, None where nothing has arrived.
     """
 
-    def __init__(self, record: Record):
+    def __init__(self, record: Any):
         self.record, self.field, self.stats = record, record.problem.field, record.problem.stats
         self.gradients: list[Tensor | None] = [None] * len(record.inputs.tensors)
         self._owned: set[int] = set()
 
     @torch.no_grad()
-    def value(self, piece: int, t: float, x: Tensor) -> Tensor:
+    def value(self, piece: Any, t: Any, x: Tensor) -> Tensor:
         """F(t, x) without a graph."""
         return self.field.piece(piece)(t, x)
 
-    def evaluate(self, piece: int, t: float, x: Tensor) -> Evaluation:
+    def evaluate(self, piece: Any, t: Any, x: Tensor) -> Evaluation:
         """F(t, x) with its graph."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
@@ -66,7 +65,7 @@ class Pullback:
         return a
 
     def through(
-        self, piece: int, pairs: Sequence[tuple[Tensor, Tensor | None]], leaves: Sequence[Tensor]
+        self, piece: Any, pairs: Sequence[tuple[Tensor, Tensor | None]], leaves: Sequence[Tensor]
     ) -> list[Tensor | None]:
         """Cotangents of `leaves` from those of results that were computed from them on a piece of depth.
 
@@ -78,13 +77,14 @@ class Pullback:
         pairs = [(root, seed) for root, seed in pairs if seed is not None and root.requires_grad]
         if not pairs:
             return [None] * len(leaves)
-        inputs = self.record.inputs
+        inputs, pieces = self.record.inputs, self.pieces(piece)
         roots = [root for root, _ in pairs]
-        inputs.check(piece, roots, *leaves)
-        tensors = inputs.piece(piece)
+        indices = list(dict.fromkeys(i for number in pieces for i in inputs.of[number]))
+        tensors = [inputs.tensors[i] for i in indices]
+        inputs.check(pieces[0], roots, *leaves, *tensors)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
         found = vjp(roots, [*wanted, *tensors], [seed for _, seed in pairs], keep=inputs.computed)
-        self.add(piece, found[len(wanted) :])
+        self._add(indices, found[len(wanted) :])
         parts = iter(found)
         return [next(parts) if leaf.requires_grad else None for leaf in leaves]
 
@@ -98,9 +98,13 @@ class Pullback:
         start, end = self.through(record.spans[number].piece, [(value, record.seed)], leaves)
         return start, end
 
-    def add(self, piece: int, found: Sequence[Tensor | None]) -> None:
-        """Add to the gradients of the tensors that F uses on a piece."""
-        for index, part in zip(self.record.inputs.of[piece], found, strict=True):
+    def pieces(self, piece: Any) -> Sequence[int]:
+        """The pieces of weights that F uses on a piece of depth."""
+        return [piece]
+
+    def _add(self, indices: Sequence[int], found: Sequence[Tensor | None]) -> None:
+        """Add to the gradients of tensors that F uses."""
+        for index, part in zip(indices, found, strict=True):
             total = self.gradients[index]
             if index in self._owned and total is not None and part is not None:
                 total.add_(part)
@@ -116,9 +120,13 @@ def leaf(part: Tensor) -> Tensor:
     return part.requires_grad_(part.is_floating_point() or part.is_complex())
 
 
-def plus(total: Tensor | None, part: Tensor | None, alpha: float = 1.0) -> Tensor | None:
-    """total + alpha part, where None is zero."""
-    if part is None or alpha == 0:
+def plus(total: Tensor | None, part: Tensor | None, alpha: Any = 1.0) -> Tensor | None:
+    """total + alpha part, where None is zero; alpha is a number, or a tensor that broadcasts against the part."""
+    if part is None:
+        return total
+    if isinstance(alpha, Tensor):
+        return part * alpha if total is None else torch.addcmul(total, part, alpha)
+    if alpha == 0:
         return total
     if total is None:
         return part if alpha == 1 else part * alpha

@@ -6,21 +6,25 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from odenet.errors import GradientError, InputError
 from odenet.gradients.checkpoint import StoredStates, step_back
+from odenet.gradients.per_sample import replay_samples
 from odenet.gradients.pullback import Pullback, leaf, plus
 from odenet.gradients.record import Record
 from odenet.gradients.registry import gradients
 from odenet.gradients.replay import Cotangents, Gradients, Replayed
+from odenet.gradients.sample_reversal import SampleReversal
 from odenet.solvers.control import rms
+from odenet.solvers.per_sample import SampleProblem, SampleSolution, integrate_samples
 from odenet.solvers.problem import Problem
-from odenet.solvers.scheme import check_options, check_positive
+from odenet.solvers.scheme import Scheme, check_options, check_positive
 from odenet.solvers.solution import Solution
+from odenet.solvers.stats import Stats
 from odenet.solvers.stepper import Memory, Span, Stepper, Trial
 
 BACKWARD = ("undo", "autograd")
@@ -29,23 +33,41 @@ State = list[Tensor]
 Cotangent = list[Tensor | None]
 
 
-class Undo(Protocol):
+class Undo:
     """How the steps of one method are undone and differentiated; made for one backward pass.
 
-    A state is (x, memory...), a cotangent has an entry, or None, for each of them.
+    A state is (x, memory...), a cotangent has an entry, or None, for each of them. Where every sample has its own steps
+    both are those of some of the samples, and so are the times and sizes of `span`.
+
+    Args:
+        pullback: evaluates and differentiates F.
+
+    Attributes:
+        times: the numbers that belong to the memory at the start of the step that is undone, `Memory.times`.
     """
 
-    def invert(self, span: Span, end: State) -> State:
-        """The state at the start of a step from the one at its end."""
-        ...
+    def __init__(self, pullback: Pullback):
+        self.pullback = pullback
+        self.times: tuple[float, ...] = ()
 
-    def step(self, span: Span, end: State, a: Cotangent) -> tuple[State, Cotangent]:
-        """The state at the start of a step and its cotangent, from those at its end."""
-        ...
+    def reach(self, span: Any, after: Any, end: State) -> State:
+        """The state at the end of a step from what the step after it left, of size `after` (0 if there was none).
 
-    def begin(self, span: Span, start: State, a: Cotangent) -> Tensor | None:
-        """The cotangent of x where the memory was made, from those of x and the memory; `span` begins there."""
-        ...
+        To be overridden by a method that leaves something to be done where the next evaluation of F is.
+        """
+        return end
+
+    def invert(self, span: Any, end: State) -> State:
+        """The state at the start of a step from the one at its end; leaves nothing to be done."""
+        raise NotImplementedError
+
+    def step(self, span: Any, end: State, a: Cotangent) -> tuple[State, Cotangent]:
+        """What `reach` is to be given for the step before, and its cotangent, from state and cotangent at the end."""
+        raise NotImplementedError
+
+    def begin(self, span: Any, start: State, a: Cotangent) -> tuple[Tensor, Tensor | None]:
+        """x where the memory was made, and its cotangent, from what `step` gave for the step that begins there."""
+        raise NotImplementedError
 
 
 class Undone(Replayed):
@@ -69,6 +91,10 @@ class Undone(Replayed):
     def sweep(self, problem: Problem) -> Reversal:
         return Reversal(self, problem)
 
+    def solve_samples(self, problem: SampleProblem) -> SampleSolution:
+        """Solve `problem`, each sample with its own steps, so that its states can be differentiated."""
+        return replay_samples(problem, SampleReversal(self.undo, Drift(self, problem)))
+
 
 class ReversibleForm(Undone):
     """An undone method whose forward pass takes a reversible form of the solver's steps. To add one, say which form."""
@@ -88,15 +114,21 @@ class ReversibleForm(Undone):
         """Raise `InputError` if the method's own options cannot be used."""
         raise NotImplementedError
 
-    def form(self, problem: Problem) -> Stepper:
+    def form(self, scheme: Scheme) -> Stepper:
         """What takes the steps."""
         raise NotImplementedError
 
     def solve(self, problem: Problem) -> Solution:
-        problem.stepper = self.form(problem)
+        problem.stepper = self.form(problem.scheme)
         if problem.scheme.gradient_options.get("backward", "undo") == "autograd":
             return gradients["autograd"].solve(problem)
         return super().solve(problem)
+
+    def solve_samples(self, problem: SampleProblem) -> SampleSolution:
+        problem.stepper = self.form(problem.scheme)
+        if problem.scheme.gradient_options.get("backward", "undo") == "autograd":
+            return integrate_samples(problem)
+        return super().solve_samples(problem)
 
 
 class Reversal:
@@ -108,9 +140,7 @@ class Reversal:
     """
 
     def __init__(self, method: Undone, problem: Problem):
-        self.method, options = method, problem.scheme.gradient_options
-        default = math.sqrt(torch.finfo(problem.x0.dtype).eps)
-        self.max_drift, self.on_drift = options.get("max_drift", default), options.get("on_drift", "warn")
+        self.method, self.drift = method, Drift(method, problem)
         self._last: State = []
         self._ends: list[State] = []
         self._lengths: list[int] = []
@@ -137,11 +167,13 @@ class Reversal:
             return None, pullback.gradients
         undo, due = self.method.undo(pullback), record.due()
         a: Cotangent = [None] * len(state)
+        after = 0.0
         for number in reversed(range(len(record.spans))):
-            span = record.spans[number]
+            span, undo.times = record.spans[number], record.memory_times[number]
             if len(state) == 1 and ends:
                 state = [*state, *ends.pop()]
                 a = [*a, *[None] * (len(state) - 1)]
+            state = undo.reach(span, after, state)
             inside = []
             for i in due[number]:
                 if record.times[i] == span.t_next:
@@ -163,26 +195,51 @@ class Reversal:
             state, a = undo.step(span, state, a)
             a = [plus(p, q) for p, q in zip_longest(a, more)]
             record.problem.stats.steps_backward += 1
+            after = span.h
             if record.begins(number):
-                a, state = [undo.begin(span, state, a)], state[:1]
-        if self._drifted(record, state[0], x0):
+                x, a_x = undo.begin(span, state, a)
+                state, a, after = [x], [a_x], 0.0
+        drift = rms(state[0] - x0) / (rms(x0) or 1.0)
+        if self.drift.found(drift, record.problem.stats):
             stored = StoredStates(step_back, len(record.spans), len(record.spans))
             return stored.back(record, x0, [], cotangents)
         return a[0], pullback.gradients
 
-    def _drifted(self, record: Record, reconstructed: Tensor, x0: Tensor) -> bool:
-        """Whether the gradient is to be computed again from stored states."""
-        drift = rms(reconstructed - x0) / (rms(x0) or 1.0)
-        record.problem.stats.drift = drift
-        if drift <= self.max_drift:
+
+class Drift:
+    """What is done about the rounding of a reconstruction, by the options of a method.
+
+    Args:
+        method: the method.
+        problem: what is being solved.
+    """
+
+    def __init__(self, method: Undone, problem: Any):
+        self.method, options = method, problem.scheme.gradient_options
+        default = math.sqrt(torch.finfo(problem.x0.dtype).eps)
+        self.most, self.then = options.get("max_drift", default), options.get("on_drift", "warn")
+
+    def found(self, drift: float, stats: Stats, whose: str = "the steps") -> bool:
+        """Whether the gradient is to be computed again from stored states.
+
+        Args:
+            drift: the relative error of x0 as it was reconstructed.
+            stats: takes note of it.
+            whose: what was undone.
+
+        Raises:
+            GradientError: it is above what is accepted, and the options say so, or nothing finite is left.
+        """
+        stats.drift = drift
+        if drift <= self.most:
             return False
         said = (
-            f"gradient={self.method.name!r} undid the steps down to a relative error of {drift:.2g} in x0, above "
-            f"max_drift={self.max_drift:.2g}, and the gradient is as inexact; "
+            f"gradient={self.method.name!r} undid {whose} down to a relative error of {drift:.2g} in x0, above "
+            f"max_drift={self.most:.2g}, and the gradient is as inexact; "
         )
-        if self.on_drift == "raise" or (self.on_drift == "warn" and not math.isfinite(drift)):
+        if self.then == "raise" or (self.then == "warn" and not math.isfinite(drift)):
             raise GradientError(f"{said}{self.method.against_drift}; or take fewer steps, or gradient='checkpoint'")
-        recompute = self.on_drift == "recompute"
+        recompute = self.then == "recompute"
         advice = "it is computed again from stored states" if recompute else self.method.against_drift
         warnings.warn(said + advice, stacklevel=2)
         return recompute

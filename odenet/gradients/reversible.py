@@ -11,13 +11,12 @@ from torch import Tensor
 from odenet.errors import InputError
 from odenet.gradients.pullback import Pullback, plus
 from odenet.gradients.registry import gradients
-from odenet.gradients.reversal import Cotangent, ReversibleForm, State
-from odenet.gradients.stagewise import explicit_runge_kutta, increment_back
-from odenet.solvers.coupled import Coupled, reverse
+from odenet.gradients.reversal import Cotangent, ReversibleForm, State, Undo
+from odenet.gradients.stages import explicit_runge_kutta, increment_back
+from odenet.solvers.coupled import Coupled
 from odenet.solvers.explicit import ExplicitRungeKutta
-from odenet.solvers.problem import Problem
 from odenet.solvers.registry import solvers
-from odenet.solvers.stepper import Span
+from odenet.solvers.scheme import Scheme
 
 COUPLING = 0.999
 
@@ -56,35 +55,36 @@ class Reversible(ReversibleForm):
         if not isinstance(coupling, int | float) or isinstance(coupling, bool) or not 0 < coupling <= 1:
             raise InputError(f"coupling must be a number above 0 and up to 1, got {coupling!r}")
 
-    def form(self, problem: Problem) -> Coupled:
-        base = solvers[problem.scheme.solver]
+    def form(self, scheme: Scheme) -> Coupled:
+        base = solvers[scheme.solver]
         assert isinstance(base, ExplicitRungeKutta)
-        return Coupled(base, problem.scheme.gradient_options.get("coupling", COUPLING))
+        return Coupled(base, scheme.gradient_options.get("coupling", COUPLING))
 
     def undo(self, pullback: Pullback) -> _Undo:
         return _Undo(pullback)
 
 
-class _Undo:
+class _Undo(Undo):
     def __init__(self, pullback: Pullback):
         stepper = pullback.record.stepper
         assert isinstance(stepper, Coupled)
-        self.pullback, self.coupling, self.tableau = pullback, stepper.coupling, stepper.base.tableau
+        super().__init__(pullback)
+        self.coupling, self.tableau = stepper.coupling, stepper.base.tableau
 
-    def invert(self, span: Span, end: State) -> State:
+    def invert(self, span: Any, end: State) -> State:
         return self._undone(span, end, None, None)[0]
 
-    def step(self, span: Span, end: State, a: Cotangent) -> tuple[State, Cotangent]:
+    def step(self, span: Any, end: State, a: Cotangent) -> tuple[State, Cotangent]:
         a_x, a_z = a
         return self._undone(span, end, a_x, a_z)
 
-    def begin(self, span: Span, start: State, a: Cotangent) -> Tensor | None:
-        return plus(a[0], a[1])
+    def begin(self, span: Any, start: State, a: Cotangent) -> tuple[Tensor, Tensor | None]:
+        return start[0], plus(a[0], a[1])
 
     @torch.no_grad()
-    def _undone(self, span: Span, end: State, a_x: Tensor | None, a_z: Tensor | None) -> tuple[State, Cotangent]:
+    def _undone(self, span: Any, end: State, a_x: Tensor | None, a_z: Tensor | None) -> tuple[State, Cotangent]:
         x_next, z_next = end
-        back, pulled = increment_back(self.pullback, self.tableau, reverse(span), x_next, plus(None, a_z, -1))
+        back, pulled = increment_back(self.pullback, self.tableau, span.reversed(), x_next, plus(None, a_z, -1))
         a_x = plus(a_x, pulled)
         z = z_next - (x_next - back)
         there, pulled = increment_back(self.pullback, self.tableau, span, z, a_x)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from odenet.gradients.pullback import Evaluation, Pullback, plus
 from odenet.gradients.registry import gradients
-from odenet.gradients.reversal import Cotangent, State, Undone
+from odenet.gradients.reversal import Cotangent, State, Undo, Undone
 from odenet.solvers.explicit import combine
 from odenet.solvers.reversible import mirrored
-from odenet.solvers.stepper import Span
+from odenet.solvers.stepper import plus_scaled
 
 
 class ReversibleHeun(Undone):
@@ -18,7 +20,7 @@ class ReversibleHeun(Undone):
 
         x̂ = 2x⁺ - x̂⁺ - h f̂⁺,   f̂ = F(t, x̂),   x = x⁺ - h/2 (f̂ + f̂⁺)
 
-    and differentiated on the way; the evaluation that undoes a step is differentiated with the step before:
+    and differentiated on the way; the evaluation that undoes a step is the one that the step before differentiates:
 
         a_f⁺ += h/2 a_x⁺,   (q, θ̄) += (∂F(x̂⁺))ᵀ a_f⁺,   a_x̂⁺ += q
         a_x = a_x⁺ + 2a_x̂⁺,   a_f = h/2 a_x⁺ + h a_x̂⁺,   a_x̂ = -a_x̂⁺
@@ -44,43 +46,44 @@ class ReversibleHeun(Undone):
         return _Undo(pullback)
 
 
-class _Undo:
-    """`slope` is f̂ at the state that was reached, with its graph, until that is pulled back."""
+class _Undo(Undo):
+    """Between the steps x is carried as x + h/2 f̂ with the h of the step after it, x̂ as it is, and f̂ not at all:
+    f̂ = F(t, x̂) is evaluated where its graph is needed. `slope` is f̂ with its graph, where a step ends.
+    """
 
     def __init__(self, pullback: Pullback):
-        self.pullback = pullback
+        super().__init__(pullback)
         self.slope: Evaluation | None = None
 
+    def reach(self, span: Any, after: Any, end: State) -> State:
+        x, other, *_ = end
+        self.slope = self.pullback.evaluate(span.piece, span.t_next, other)
+        return [plus_scaled(x, self.slope.value, -after / 2), other, self.slope.value]
+
     @torch.no_grad()
-    def invert(self, span: Span, end: State) -> State:
+    def invert(self, span: Any, end: State) -> State:
         other = _other(span, end)
-        return _undone(span, end, other, self.pullback.value(span.piece, span.t, other))
+        slope = self.pullback.value(span.piece, span.t, other)
+        return [combine(end[0], -span.h, (0.5, 0.5), (slope, end[2])), other, slope]
 
-    def step(self, span: Span, end: State, a: Cotangent) -> tuple[State, Cotangent]:
-        h, (a_x, a_other, a_slope) = span.h, a
-        slope = self.slope or self.pullback.evaluate(span.piece, span.t_next, end[1])
+    def step(self, span: Any, end: State, a: Cotangent) -> tuple[State, Cotangent]:
+        h, (a_x, a_other, a_slope), slope = span.h, a, self.slope
+        assert slope is not None
+        self.slope = None
         a_other = plus(a_other, self.pullback.pull(slope, plus(a_slope, a_x, h / 2)))
-        del slope
-        other = _other(span, end)
-        self.slope = self.pullback.evaluate(span.piece, span.t, other)
-        start = _undone(span, end, other, self.slope.value)
         before = [plus(a_x, a_other, 2), plus(None, a_other, -1), plus(plus(None, a_x, h / 2), a_other, h)]
-        return start, before
+        return [plus_scaled(end[0], end[2], -h / 2), _other(span, end)], before
 
-    def begin(self, span: Span, start: State, a: Cotangent) -> Tensor | None:
-        a_x, a_other, a_slope = a
-        assert self.slope is not None
-        slope, self.slope = self.slope, None
-        return plus(plus(a_x, a_other), self.pullback.pull(slope, a_slope))
+    def begin(self, span: Any, start: State, a: Cotangent) -> tuple[Tensor, Tensor | None]:
+        (x, other), (a_x, a_other, a_slope) = start, a
+        slope = self.pullback.evaluate(span.piece, span.t, other)
+        x = plus_scaled(x, slope.value, -span.h / 2)
+        return x, plus(plus(a_x, a_other), self.pullback.pull(slope, a_slope))
 
 
-def _other(span: Span, end: State) -> Tensor:
+def _other(span: Any, end: State) -> Tensor:
     x_next, other_next, slope_next = end
     return combine(mirrored(other_next, x_next), -span.h, (1.0,), (slope_next,))
-
-
-def _undone(span: Span, end: State, other: Tensor, slope: Tensor) -> State:
-    return [combine(end[0], -span.h, (0.5, 0.5), (slope, end[2])), other, slope]
 
 
 gradients.add("reversible_heun", ReversibleHeun())

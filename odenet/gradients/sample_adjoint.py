@@ -12,8 +12,8 @@ from torch import Tensor
 from odenet.errors import GradientError, SolveError
 from odenet.gradients.backsolve import Once, backward_scheme
 from odenet.gradients.inputs import Inputs
-from odenet.gradients.per_sample import pull
 from odenet.gradients.sample_augmented import AugmentedSamples, segments_back
+from odenet.gradients.sample_record import SamplePullback
 from odenet.solvers.explicit import ExplicitRungeKutta, combine
 from odenet.solvers.per_sample import SampleProblem, SampleSolution, integrate_samples
 from odenet.solvers.per_sample.control import rms_each
@@ -93,7 +93,7 @@ class SampleWayBack:
         self.problem, self.inputs = problem, inputs
         self.scheme = backward_scheme(problem.scheme, problem.scheme.gradient_options)
         self.stepper: Any = solvers[self.scheme.solver]
-        self.theta: list[Tensor | None] = [None] * len(inputs.tensors)
+        self.pullback = SamplePullback(self)
 
     def gradients(self, samples: Tensor, t: Tensor, values: Tensor, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients with respect to x0 and to each of the inputs.
@@ -121,7 +121,7 @@ class SampleWayBack:
                 index, rows = mine.to(a.device), at.to(a.device)
                 a.index_add_(0, index, cotangent.index_select(0, rows))
                 self._walk(mine, t[at], until, values.index_select(0, rows), a)
-        return a, *self.theta
+        return a, *self.pullback.gradients
 
     def _walk(self, samples: Tensor, t: Tensor, until: Tensor, x: Tensor, a: Tensor) -> None:
         """Walk some samples back from states x; changes their rows of `a`, and adds to θ̄."""
@@ -201,12 +201,5 @@ class SampleWayBack:
             z = combine(trial.x, spans.h, row, trial.stages) if any(row) else trial.x
             x, a = field.unpack(z)
             scale = -weight * spans.h.reshape(-1, *(1,) * (a.dim() - 1))
-            with torch.enable_grad():
-                f: Any = step.f
-                forward = f.again()
-                leaf = x.detach().requires_grad_()
-                k = forward(spans.at(tableau.c[i]), leaf)
-            if not k.requires_grad:
-                continue
-            self.problem.stats.vjps += 1
-            pull(self, forward.pieces, [(k, a * scale)], [leaf], self.theta)
+            f: Any = step.f
+            self.pullback.pull(self.pullback.evaluate(f.f, spans.at(tableau.c[i]), x), a * scale)

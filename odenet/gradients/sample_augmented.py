@@ -29,7 +29,7 @@ class AugmentedSamples:
         self.problem, self.inputs, self.timetable, self.forward_segments = problem, inputs, timetable, segments
         self.forward = problem.field
         self.device, self.time_dtype, self.batch = problem.field.device, problem.field.time_dtype, problem.field.batch
-        self.consistency = SimpleNamespace(forward=contextlib.nullcontext)
+        self.consistency, self.again = SimpleNamespace(forward=contextlib.nullcontext), 0
 
     def on(self, samples: Tensor, segments: Tensor) -> AugmentedRows:
         """The field for some of the samples on segments of the way back."""

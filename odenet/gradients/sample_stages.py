@@ -7,72 +7,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet.gradients.per_sample import Round, SampleRecord, of_take, pull
+from odenet.gradients.pullback import plus
+from odenet.gradients.sample_record import Round, SamplePullback, inside, of_take
+from odenet.gradients.stages import back_through_stages, last_stage, stage, stage_values
 from odenet.solvers.explicit import ExplicitRungeKutta, combine
-from odenet.solvers.per_sample.outputs import Interior, Step
+from odenet.solvers.per_sample.rows import put, select
 from odenet.solvers.stepper import Trial
 
 
 def stage_by_stage(
-    record: SampleRecord,
-    number: int,
-    start: list[Tensor],
-    seeds: list[Tensor],
-    cotangent: Tensor,
-    found: list[Tensor | None],
+    pullback: SamplePullback, done: Round, start: list[Tensor], a: list[Tensor | None], cotangent: Tensor
 ) -> list[Tensor | None]:
-    """As `odenet.gradients.per_sample.whole_step`, by the formulas of `Stagewise`, h being that of each sample."""
-    done, stepper, stats = record.rounds[number], record.stepper, record.problem.stats
-    assert isinstance(done, Round) and isinstance(stepper, ExplicitRungeKutta)
-    tableau, (x,), (a,) = stepper.tableau, start, seeds
-    f, span = record.where(done, x)
-    h, last = span.h, max(i for i, b in enumerate(tableau.b) if b != 0)
-    inside = [take for take in done.takes if take.t is not None]
-    k: list[Tensor] = []
+    """As `odenet.gradients.sample_states.whole_step`, by the formulas of `Stagewise`, h being that of each sample."""
+    record, stats = pullback.record, pullback.stats
+    stepper, (x,), (end,) = record.stepper, start, a
+    assert isinstance(stepper, ExplicitRungeKutta)
+    span, tableau, takes = record.where(done, x), stepper.tableau, done.inside
+    last = last_stage(tableau)
+    stages = stage_values(pullback, tableau, span, x, last)
+    if not takes:
+        return [back_through_stages(pullback, tableau, span, x, stages, end)]
+    rows = torch.cat([take.rows for take in takes]).unique()
+    index = rows.to(x.device)
+    part = span.rows(rows, index)
     with torch.no_grad():
-        points = []
-        for i in range(last + 1):
-            points.append(combine(x, h, tableau.a[i][:i], k) if any(tableau.a[i][:i]) else x)
-            if i < last or inside:
-                k.append(f(span.at(tableau.c[i]), points[i]))
-    total, on_stages = a, [None] * (last + 1)
-    if inside:
-        before = stats.nfe_backward
-        with torch.enable_grad():
-            parts = (x, combine(x, h, tableau.b, k), *k)
-            leaves = [part.detach().requires_grad_() for part in parts]
-            trial = Trial(span, leaves[0], leaves[1], leaves[2:], first=leaves[2])
-            own, _ = record.where(done, x)
-            step = Step(own, trial, torch.zeros(len(done.samples), dtype=torch.bool))
-            interior = Interior(stepper, step, torch.cat([take.rows for take in inside]).unique())
-            pairs = [(interior.at(take.rows, _time(take.t)), of_take(cotangent, take)) for take in inside]
-        stats.vjps += stats.nfe_backward - before
-        at_start, at_end, *on_stages = pull(record, f.pieces, pairs, leaves, found)
-        a = a if at_end is None else a + at_end
-        total = a if at_start is None else a + at_start
-    g: dict[int, Tensor] = {}
-    for i in reversed(range(last + 1)):
-        c: Any = on_stages[i]
-        terms = [(a, tableau.b[i]), *((g_j, tableau.a[j][i]) for j, g_j in g.items())]
-        weighed = [part * weight for part, weight in terms if weight != 0]
-        if weighed:
-            c = h * sum(weighed[1:], start=weighed[0]) + (0 if c is None else c)
-        if c is None:
-            continue
-        with torch.enable_grad():
-            leaf = points[i].detach().requires_grad_()
-            own, _ = record.where(done, x)  # arguments of the samples are cut to the rows with a graph
-            slope = own(span.at(tableau.c[i]), leaf)
-        if not slope.requires_grad:
-            continue
-        stats.vjps += 1
-        (g_i,) = pull(record, f.pieces, [(slope, c)], [leaf], found)
-        if g_i is not None:
-            g[i] = g_i
-            total = total + g_i
-    return [total]
-
-
-def _time(t: Tensor | None) -> Tensor:
-    assert t is not None
-    return t
+        at = stage(x.index_select(0, index), part.h, tableau.a[last], select(stages, index))
+        k = pullback.value(part.piece, part.at(tableau.c[last]), at)
+    stages += put([], index, [k], len(x))
+    before = stats.nfe_backward
+    with torch.no_grad():
+        x_next = combine(x, span.h, tableau.b, stages)
+    with torch.enable_grad():
+        span = record.where(done, x)  # the samples' rows of arguments are to belong to the graph
+        leaves = [part.detach().requires_grad_() for part in (x, x_next, *stages)]
+        found = inside(record, takes, Trial(span, leaves[0], leaves[1], leaves[2:], first=leaves[2]))
+    stats.vjps += stats.nfe_backward - before
+    pairs: Any = [(value, of_take(cotangent, take)) for take, value in found]
+    first, at_end, *on_stages = pullback.through(span.piece, pairs, leaves)
+    back = back_through_stages(pullback, tableau, span, x, stages, plus(end, at_end), on_stages)
+    return [plus(back, first)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from odenet.solvers.explicit import ExplicitRungeKutta
-from odenet.solvers.stepper import NOTHING, Evaluate, Memory, Span, Stepper, Trial
+from odenet.solvers.stepper import NOTHING, Evaluate, Memory, Span, Stepper, Trial, plus_scaled
 
 
 class Coupled(Stepper):
@@ -18,7 +18,7 @@ class Coupled(Stepper):
         x⁺ = λx + (1 - λ)z + ψ_h(t, z),   z⁺ = z - ψ_{-h}(t + h, x⁺)
 
     of the order of the method, with the method's error estimate (that of ψ_h) and dense output. It takes twice the
-    method's evaluations, less one where z = x is at hand.
+    method's evaluations, less one where z = x is at hand and all samples share the step.
 
     Args:
         base: the method.
@@ -30,6 +30,7 @@ class Coupled(Stepper):
     """
 
     lasting = True
+    per_sample = True
 
     def __init__(self, base: ExplicitRungeKutta, coupling: float):
         self.base, self.coupling = base, coupling
@@ -55,22 +56,16 @@ class Coupled(Stepper):
     ) -> Trial:
         """One step over `span`."""
         (z,) = memory.tensors
-        there = self.base.step(f, span, z, first=first if z is x else None, error=error)
+        shared = isinstance(span, Span)  # of samples with steps of their own some have left z = x and some have not
+        at_x = z is x and shared
+        there = self.base.step(f, span, z, first=first if at_x else None, error=error)
         x_next = torch.add(there.x_next, x - z, alpha=self.coupling)
-        back = self.base.step(f, reverse(span), x_next)
-        z_next = z + (x_next - back.x_next)
-        return Trial(
-            span,
-            x,
-            x_next,
-            there.stages,
-            there.error,
-            back.first,
-            given=memory,
-            memory=Memory((z_next,)),
-            first=there.first if z is x else first,
-            inner=there,
-        )
+        back = self.base.step(f, span.reversed(), x_next)
+        trial = Trial(span, x, x_next, there.stages, there.error, given=memory, inner=there)
+        trial.memory = Memory((z + (x_next - back.x_next),))
+        if shared:
+            trial.first, trial.end = there.first if at_x else first, back.first
+        return trial
 
     def error_ratio(self, error: Any, weight: Tensor, norm: Callable[[Tensor], Any]) -> Any:
         """As the method's."""
@@ -82,11 +77,5 @@ class Coupled(Stepper):
         (z,) = trial.given.tensors
         if trial.inner is None:
             trial.inner = self.base.step(f, trial.span, z)
-        theta = (t - trial.span.t) / trial.span.h
         u = self.base.interpolate(f, trial.inner, t)
-        return torch.add(u, trial.x - z, alpha=1 - (1 - self.coupling) * theta)
-
-
-def reverse(span: Span) -> Span:
-    """The same step from its end to its start."""
-    return Span(span.piece, span.t_next, span.t, -span.h)
+        return plus_scaled(u, trial.x - z, 1 - (1 - self.coupling) * trial.span.fraction(t))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +26,10 @@ def from_fixed(n: Tensor, like: Tensor) -> Tensor:
     return torch.view_as_complex(real.contiguous()) if like.is_complex() else real
 
 
-def scaled(n: Tensor, factor: float) -> Tensor:
-    """round(factor n)."""
+def scaled(n: Tensor, factor: Any) -> Tensor:
+    """round(factor n), the factor a number, or a tensor of one for each row of n."""
+    if isinstance(factor, Tensor):
+        factor = factor.double().reshape(-1, *(1,) * (n.dim() - 1))
     return (n.double() * factor).round().long()
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from odenet.solvers.fixed_point import Ratio, from_fixed, scaled, to_fixed
-from odenet.solvers.stepper import NOTHING, Evaluate, Memory, Span, Stepper, Trial
+from odenet.solvers.stepper import NOTHING, Evaluate, Memory, Span, Stepper, Trial, plus_scaled
 
 
 class Momentum(Stepper):
@@ -28,6 +28,7 @@ class Momentum(Stepper):
     name, order = "euler", 1
     reference = "Sander et al. 2021"
     lasting = True
+    per_sample = True
 
     def __init__(self, gamma: float):
         self.gamma = gamma
@@ -46,14 +47,14 @@ class Momentum(Stepper):
         error: bool = False,
     ) -> Trial:
         """One step over `span`."""
-        (v,), k = memory.tensors, f(span.t, x)
+        (v,), k = memory.tensors, f(span.t, x) if first is None else first
         v = torch.add(self.gamma * v, k, alpha=1 - self.gamma)
-        x_next = torch.add(x, v, alpha=span.h)
+        x_next = plus_scaled(x, v, span.h)
         return Trial(span, x, x_next, [k], given=memory, memory=Memory((v,)), first=k)
 
     def interpolate(self, f: Evaluate, trial: Trial, t: float) -> Tensor:
         """x + (t - t_n) v⁺."""
-        return torch.lerp(trial.x, trial.x_next, (t - trial.span.t) / trial.span.h)
+        return plus_scaled(trial.x, trial.x_next - trial.x, trial.span.fraction(t))
 
 
 class Fixed(NamedTuple):
@@ -101,12 +102,12 @@ class ExactMomentum(Momentum):
     ) -> Trial:
         """One step over `span`."""
         given, (number,) = Fixed.of(memory.tensors), memory.times
-        k = f(span.t, _Rounded.apply(x, from_fixed(given.x_fixed, x)))
+        k = f(span.t, _Rounded.apply(x, from_fixed(given.x_fixed, x))) if first is None else first
         v_fixed, store = self.ratio.multiply(given.v_fixed, given.store, int(number))
         v_fixed = v_fixed + to_fixed((1 - self.gamma) * k.detach())
         x_fixed = given.x_fixed + scaled(v_fixed, span.h)
         v = _Rounded.apply(torch.add(self.gamma * given.v, k, alpha=1 - self.gamma), from_fixed(v_fixed, x))
-        x_next = _Rounded.apply(torch.add(x, v, alpha=span.h), from_fixed(x_fixed, x))
+        x_next = _Rounded.apply(plus_scaled(x, v, span.h), from_fixed(x_fixed, x))
         after = Fixed(v, x_fixed, v_fixed, store).memory(int(number) + 1)
         return Trial(span, x, x_next, [k], given=memory, memory=after, first=k)
 

@@ -20,8 +20,9 @@ class SampleStats:
         rejected: rejected trial steps, shape (batch,).
         forced: accepted steps whose error was above the tolerance, shape (batch,).
         history: (samples, sizes of the steps that they accepted) in the order in which that happened.
-        evaluated: evaluations of F for single rows in the forward pass: the sum of `nfe`, and in a solve compiled as
-            rounds over a batch those of rows that were done as well.
+        evaluated: evaluations of F for single rows in the forward pass: the sum of `nfe`; in a solve compiled as rounds
+            over a batch those of rows that were done as well, and on the tape of gradient="autograd" those that were
+            repeated because another sample gave NaN.
         padded: the same with what was computed beside it to fill the registers, where a solve is compiled row by row:
             lanes without a sample.
     """

@@ -32,6 +32,10 @@ class Span(NamedTuple):
         """Where a time lies in the step, in units of h from its start."""
         return (t - self.t) / self.h
 
+    def reversed(self) -> Span:
+        """The same step from its end to its start."""
+        return Span(self.piece, self.t_next, self.t, -self.h)
+
 
 class Memory(NamedTuple):
     """What a method carries from one step to the next beside the state; part of the state for every gradient method.
@@ -96,7 +100,8 @@ class Trial:
         parts: dict[str, Any] = {
             entry.name: tree_map(pick, getattr(self, entry.name)) for entry in fields(self) if entry.name != "unsolved"
         }
-        return Trial(**parts | {"span": parts["span"].rows(rows, index)})
+        inner = None if self.inner is None else self.inner.rows(rows)
+        return Trial(**parts | {"span": parts["span"].rows(rows, index), "inner": inner})
 
 
 class Stepper:

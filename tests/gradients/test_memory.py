@@ -16,14 +16,15 @@ GROWING = {"checkpoint": 1, "stagewise": 1}
 SOLVERS = {"mali": "alf", "reversible_heun": "reversible_heun", "momentum": "euler", "reversible": "midpoint"}
 
 
-def held(gradient, steps, **options):
+def held(gradient, steps, per_sample=False, **options):
     """Bytes held when the forward pass is over, and the peak until the end of the backward pass, in states."""
     F = odenet.residual.MLP(DIM, width=WIDTH, layers=1, norm="none").double()
     x0 = torch.randn(BATCH, DIM, dtype=torch.float64, requires_grad=True)
     with SavedTensorMeter(exclude=[x0, *F.parameters()]) as meter:
         last = odenet.solve(
-            F, x0, solver=SOLVERS.get(gradient, "rk4"), steps=steps, gradient=gradient, gradient_options=options
-        ).last
+            F, x0, solver=SOLVERS.get(gradient, "rk4"), steps=steps, gradient=gradient, gradient_options=options,
+            per_sample=per_sample,
+        ).last  # fmt: skip
         after_forward = meter.live
         last.square().sum().backward()
     assert meter.live == 0
@@ -39,6 +40,46 @@ def test_memory_that_does_not_grow_with_the_number_of_steps(gradient, most):
     assert forward <= CONSTANT[gradient] + 0.01
     one_evaluation = WIDTH / DIM + 2  # the hidden layer, and the state that went in
     assert peak <= forward + 1 + one_evaluation + 1  # the loss saves its input
+
+
+def walked(gradient, steps, **options):
+    """As `held`, each sample on an interval of its own with steps of 1/`steps`; also the bytes of the record a step."""
+    F = odenet.residual.MLP(DIM, width=WIDTH, layers=1, norm="none").double()
+    x0 = torch.randn(BATCH, DIM, dtype=torch.float64, requires_grad=True)
+    with SavedTensorMeter(exclude=[x0, *F.parameters()]) as meter:
+        solution = odenet.solve(
+            F, x0, (0.0, torch.linspace(0.3, 1.0, BATCH)), solver=SOLVERS.get(gradient, "rk4"), step_size=1 / steps,
+            gradient=gradient, gradient_options=options, per_sample=True,
+        )  # fmt: skip
+        last, after_forward = solution.last, meter.live
+        record = solution.values.grad_fn.record
+        numbers = [t for r in record.rounds for t in (r.samples, r.segments, *r.times)]
+        numbers = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in numbers}
+        last.square().sum().backward()
+    assert meter.live == 0
+    each = solution.stats.samples.accepted
+    assert int(each.max()) == steps and int(each.min()) <= 0.4 * steps
+    return after_forward / STATE, meter.peak / STATE, sum(numbers.values()) / int(each.sum())
+
+
+@pytest.mark.parametrize("most", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("gradient", [g for g in CONSTANT if g in gradients and g != "adjoint"])
+def test_memory_where_every_sample_has_its_own_steps(gradient, most):
+    """Rows leave the batch on the way, and what is undone is at different times in different rows."""
+    measured = [walked(gradient, steps)[:2] for steps in (10, most)]
+    assert measured[0] == measured[1]
+    forward, peak = measured[0]
+    index = 1 / DIM  # an index of the rows, for `last`
+    assert forward <= CONSTANT[gradient] + index + 0.01
+    assert peak <= forward + 1 + WIDTH / DIM + 2 + 1
+    assert walked(gradient, 100)[2] < 50  # bytes a step: its times, its size, and whose it is
+    assert held(gradient, 10, per_sample=True)[0] <= CONSTANT[gradient] + index + 0.01
+
+
+@pytest.mark.parametrize("gradient", [g for g in GROWING if g in gradients])
+def test_memory_of_the_rows_that_made_a_step_or_of_a_few_states_of_the_batch(gradient):
+    assert 60 < walked(gradient, 100)[0] < 66
+    assert walked(gradient, 100, checkpoints=5)[0] < 5.3
 
 
 @pytest.mark.parametrize("most", [100, pytest.param(1000, marks=pytest.mark.slow)])

@@ -349,9 +349,8 @@ def test_no_way_to_go_is_the_identity_for_those_samples_alone():
     [
         ({"solver": "abm3", "steps": 5}, "cannot give each sample its own steps"),
         ({"backend": "scipy", "solver": "RK45"}, "backend='native' only"),
-        ({"gradient": "reversible"}, "steps that all samples share"),
-        ({"gradient": "mali", "solver": "alf"}, "'checkpoint' or 'stagewise'"),
-        ({"gradient": "checkpoint", "gradient_options": {"checkpoints": 3}}, "no gradient_options"),
+        ({"gradient": "mali"}, "not defined for solver 'dopri5'; use solver alf"),
+        ({"gradient": "autograd", "gradient_options": {"checkpoints": 3}}, "no gradient_options"),
         ({"per_sample_args": ("a",)}, "indices of args"),
         ({"per_sample_args": (1,)}, "there are 1"),
         ({"per_sample_args": None}, r"say per_sample_args=\(0,\)"),

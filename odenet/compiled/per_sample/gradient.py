@@ -12,7 +12,9 @@ from odenet.compiled.per_sample.walk import SampleGraphs, Walked
 from odenet.compiled.report import tell, warn_back
 from odenet.compiled.scope import Leaves
 from odenet.gradients.inputs import Inputs
-from odenet.gradients.per_sample import Round, SampleRecord, back, differentiable_again
+from odenet.gradients.per_sample import differentiable_again
+from odenet.gradients.sample_record import Round, SampleRecord
+from odenet.gradients.sample_states import StoredRounds, whole_step
 from odenet.solvers.per_sample import SampleProblem
 from odenet.solvers.per_sample.outputs import Outputs, Take
 
@@ -51,8 +53,8 @@ class _Compiled(torch.autograd.Function):
             warn_back(error)
             record, kept = record_of(problem, walked, outputs)
             with problem.field.recompute():
-                a, found = back(record, x0, kept, cotangent)
-            return None, None, *_named(record, (a, *found), leaves)
+                a, found = StoredRounds(whole_step).back(record, x0, kept, cotangent)
+            return None, None, *_named(record, (a + start, *found), leaves)
         if graphs.compilations != before:
             tell("its gradient", problem, time.perf_counter() - begin)
         return None, None, a + start, *gradients
@@ -111,6 +113,6 @@ def record_of(problem: SampleProblem, walked: Walked, outputs: Outputs) -> tuple
                 )
                 for i, row in due.nonzero().tolist()
             ]
-            record.rounds.append(Round(samples, torch.zeros_like(samples), (t, t_next), None, takes, 0))
+            record.rounds.append(Round(samples, torch.zeros_like(samples), (t, t_next), None, takes))
             kept.append(phase.record[1][n].index_select(0, rows.to(problem.x0.device)))
     return record, kept

@@ -33,6 +33,9 @@ class SampleField(VectorField):
         own_args: which of `args` hold a row for each sample; None if that was not said.
         intervals: (t0, t1) of the samples, each (batch,).
 
+    Attributes:
+        again: evaluations for single rows that were made for the sake of other samples; those count for none.
+
     Raises:
         InputError: F would couple samples, or it is not clear which arguments belong to them.
     """
@@ -57,6 +60,7 @@ class SampleField(VectorField):
         super().__init__(weights, args, x0, pieces, stats)
         self.batch, self.timetable = x0.shape[0], timetable
         self.own_args = check_own_args(args, own_args, self.batch)
+        self.again = 0
         self._counted: list[Rows] = []
         self._seen: set[int] = set()
         for thing in (thing for found in self.found for thing in found):
@@ -91,7 +95,10 @@ class SampleField(VectorField):
         assert each is not None
         counts = each.nfe_backward if self.recomputing else each.nfe
         for rows in self._counted:
-            counts.index_add_(0, rows.samples, torch.full_like(rows.samples, rows.calls))
+            if rows.again:
+                self.again += rows.calls * len(rows.samples)
+            else:
+                counts.index_add_(0, rows.samples, torch.full_like(rows.samples, rows.calls))
             rows.calls = 0
         self._counted.clear()
 
@@ -150,9 +157,11 @@ class Rows:
         field: F.
         samples: which samples, increasing, on the host.
         segments: the segment of its way that each is on.
+        again: whether these samples have had these evaluations already.
     """
 
-    def __init__(self, field: SampleField, samples: Tensor, segments: Tensor):
+    def __init__(self, field: SampleField, samples: Tensor, segments: Tensor, again: bool = False):
+        self.again = again
         self.field, self.samples, self.segments, self.calls = field, samples, segments, 0
         table = field.timetable
         pieces = table.weights[samples, segments] if field.weights.pieces > 1 else torch.zeros(1, dtype=torch.long)
@@ -199,9 +208,9 @@ class Rows:
         ]
         return torch.cat(parts).index_select(0, self._order)
 
-    def select(self, rows: Tensor) -> Rows:
+    def select(self, rows: Tensor, again: bool = False) -> Rows:
         """F for some of these samples; `rows` is on the host."""
-        return Rows(self.field, self.samples[rows], self.segments[rows])
+        return Rows(self.field, self.samples[rows], self.segments[rows], again)
 
     def time(self, t: Tensor) -> Tensor:
         """Host times as F is shown them."""

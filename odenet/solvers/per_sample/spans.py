@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from copy import copy
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from odenet.solvers.per_sample.field import Rows
 
 
 class Spans:
@@ -14,13 +20,15 @@ class Spans:
         t_next: where they end.
         x: the state there, for shape, dtype and device.
         step: t_next - t, or what a uniform grid calls it.
+        piece: F for these samples on the pieces of depth that they go over, where that is wanted.
 
     Attributes:
         host: t, t_next and the size of the step on the host.
         h: t_next - t in the state's precision, of a shape that broadcasts against the state.
     """
 
-    def __init__(self, t: Tensor, t_next: Tensor, x: Tensor, step: Tensor | None = None):
+    def __init__(self, t: Tensor, t_next: Tensor, x: Tensor, step: Tensor | None = None, piece: Rows | None = None):
+        self.piece = piece
         self._shape, self._dtype = (-1, *(1,) * (x.dim() - 1)), x.dtype.to_real()
         step = t_next - t if step is None else step
         self.host = t, t_next, step
@@ -38,10 +46,17 @@ class Spans:
         """Where times lie in the steps, in units of h from their starts, of h's shape."""
         return ((t - self.t) / self.step).to(self._dtype).reshape(self._shape)
 
+    def reversed(self) -> Spans:
+        """The same steps from their ends to their starts."""
+        spans = copy(self)
+        spans.host = self.host[1], self.host[0], -self.host[2]
+        spans.t, spans.t_next, spans.step, spans.h = self.t_next, self.t, -self.step, -self.h
+        return spans
+
     def rows(self, rows: Tensor, index: Tensor) -> Spans:
         """The spans of some of the samples: which, on the host and on the state's device."""
-        spans = object.__new__(Spans)
-        spans._shape, spans._dtype = self._shape, self._dtype
+        spans = copy(self)
+        spans.piece = None if self.piece is None else self.piece.select(rows)
         t, t_next, step = (part.index_select(0, rows) for part in self.host)
         spans.host = t, t_next, step
         for name in ("t", "t_next", "step", "h"):

@@ -14,6 +14,7 @@ from odenet.solvers.per_sample.failures import Fallible, Watch
 from odenet.solvers.per_sample.hit import SampleHit
 from odenet.solvers.per_sample.outputs import Dense, Interior, Step, Take
 from odenet.solvers.per_sample.problem import SampleProblem
+from odenet.solvers.per_sample.rows import put
 from odenet.solvers.per_sample.solution import SampleSolution
 from odenet.solvers.stepper import Memory, Trial
 
@@ -85,18 +86,18 @@ class Walk(Fallible):
 
     def _again(self, trial: Trial, rows: Tensor) -> tuple[Trial, Step]:
         """The accepted steps without the others, whose NaN or infinity must not come near the tape."""
-        f, index, part = self.f.select(rows), self._device(rows), trial.rows(rows)
+        index, part = self._device(rows), trial.rows(rows)
         first = None if self.first is None else part.first
+        f = self.f.select(rows, again=True)
         step = self.stepper.step(f, part.span, part.x, part.given, first, error=self.scheme.adaptive)
-        put = lambda old, new: old.index_copy(0, index, new)  # noqa: E731
-        pairs = zip(self.memory.tensors, step.memory.tensors, strict=True)
+        tensors: Any = put(self.memory.tensors, index, step.memory.tensors, len(self.samples))
         whole = replace(
             trial,
-            x_next=put(self.x, step.x_next),
-            end=None if step.end is None or trial.first is None else put(trial.first, step.end),
-            memory=Memory(tuple(put(old, new) for old, new in pairs)),
+            x_next=self.x.index_copy(0, index, step.x_next),
+            end=None if step.end is None or trial.first is None else trial.first.index_copy(0, index, step.end),
+            memory=Memory(tuple(tensors), step.memory.times),
         )
-        return whole, Step(f, step, self.fresh[rows])
+        return whole, Step(self.f.select(rows), step, self.fresh[rows])
 
     def _look(self, step: Step, rows: Tensor | None, gone: Tensor | None) -> Tensor | None:
         """Take what is wanted from accepted steps; which of all rows are gone after them."""
@@ -168,7 +169,7 @@ class Walk(Fallible):
                 counts += torch.bincount(torch.cat(happened), minlength=len(counts))
         for name in ("accepted", "rejected", "forced"):
             setattr(stats, name, int(getattr(each, name).sum()))
-        each.evaluated = each.padded = int(each.nfe.sum())
+        each.evaluated = each.padded = int(each.nfe.sum()) + self.field.again
         values = torch.cat(self.outputs.values) if self.outputs.values else self.problem.x0
         return SampleSolution(
             self.problem, self.outputs, values, self.ended, self.status, self.errors, self.dense, self.hits

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from odenet.solvers.per_sample.outputs import Step
 from odenet.solvers.per_sample.problem import SampleProblem
+from odenet.solvers.per_sample.rows import merged
 from odenet.solvers.stepper import NOTHING, Memory, Trial
 
 
@@ -67,8 +68,8 @@ class Walkers:
             return
         mask = self._device(ok).reshape(-1, *(1,) * (self.x.dim() - 1))
         self.x = torch.where(mask, trial.x_next, self.x)
-        pairs = zip(trial.memory.tensors, self.memory.tensors, strict=True)
-        self.memory = Memory(tuple(torch.where(mask, a, b) for a, b in pairs))
+        tensors = merged(self._device(ok), trial.memory.tensors, self.memory.tensors)
+        self.memory = Memory(tensors, trial.memory.times)
         if trial.end is not None and trial.first is not None:
             self.first, self.known = torch.where(mask, trial.end, trial.first), None
             return
@@ -79,13 +80,16 @@ class Walkers:
 
     def _begin_pieces(self, rows: Tensor) -> None:
         """Slopes and memory of samples on whose new piece of depth F is another function."""
+        if self.stepper.lasting and not self.uses_first:
+            return
         f, index = self.field.on(self.samples[rows], self.segment[rows]), self._device(rows)
         t, x = self._times(self.t[rows]), self.x.index_select(0, index)
         k = f(t, x)
-        memory = self.stepper.start(f, t, x, k)  # pyright: ignore[reportArgumentType]
-        pairs = zip(self.memory.tensors, memory.tensors, strict=True)
-        self.memory = Memory(tuple(old.index_copy(0, index, new) for old, new in pairs))
-        self.fresh = self.fresh.index_put((rows,), torch.tensor(True))
+        if not self.stepper.lasting:
+            memory = self.stepper.start(f, t, x, k)  # pyright: ignore[reportArgumentType]
+            pairs = zip(self.memory.tensors, memory.tensors, strict=True)
+            self.memory = Memory(tuple(old.index_copy(0, index, new) for old, new in pairs))
+            self.fresh = self.fresh.index_put((rows,), torch.tensor(True))
         if not self.uses_first:
             return
         if self.first is None:
@@ -118,7 +122,8 @@ class Walkers:
         self.past = [part.index_select(0, rows) for part in self.past]
         self.x = self.x.index_select(0, index)
         self.first = None if self.first is None else self.first.index_select(0, index)
-        self.memory = Memory(tuple(part.index_select(0, index) for part in self.memory.tensors))
+        tensors = (part.index_select(0, index) for part in self.memory.tensors)
+        self.memory = Memory(tuple(tensors), self.memory.times)
         rtol, atol = self.scheme.tolerances
         self.rtol, self.atol = self._own(rtol), self._own(atol)
         self.f = self.field.on(self.samples, self.segment)
