@@ -113,7 +113,10 @@ class Checkpoint(Replayed):
     """
 
     name = "checkpoint"
-    memory = "one state a step (or `checkpoints` of them), and the activations of one step"
+    memory = (
+        "one state a step with what the solver remembers beside it (past slopes, stages of implicit methods), or "
+        "`checkpoints` of them; and the activations of one step"
+    )
     reference = "Zhuang et al. 2020 (ACA); Griewank and Walther 2000"
 
     def check_options(self, options: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ import torch
 
 import odenet
 from odenet.gradients import gradients
+from odenet.solvers import solvers
 from odenet.training import SavedTensorMeter
 
 BATCH, DIM, WIDTH = 256, 4, 64
@@ -90,6 +91,24 @@ def test_memory_of_one_state_a_step(gradient, most):
         assert forward == steps - 1
         few, few_peak = held(gradient, steps, checkpoints=5)
         assert few == min(5, steps - 1) and few_peak < few + 100
+
+
+BESIDE = {"dopri5": 0, "alf": 1, "reversible_heun": 2, "leapfrog": 1, "ab5": 1, "implicit_euler": 1}
+BESIDE |= {"gl4": 2, "radau5": 3, "kvaerno3": 0}
+
+
+@pytest.mark.parametrize("solver", list(BESIDE))
+def test_what_a_solver_remembers_is_kept_with_the_state(solver):
+    """A step of an implicit method begins with the stages of the one before, and is to be redone as it was."""
+    kept = []
+    for steps in (4, 8):
+        F = odenet.residual.MLP(DIM, width=4, layers=1, norm="none").double()
+        x0 = torch.randn(8, DIM, dtype=torch.float64, requires_grad=True)
+        with SavedTensorMeter(exclude=[x0, *F.parameters()]) as meter:
+            solution = odenet.solve(F, x0, solver=solver, steps=steps, gradient="checkpoint")
+            kept.append(meter.live)
+        assert solution.stats.accepted == steps
+    assert kept[1] - kept[0] == 4 * (1 + BESIDE[solver]) * 8 * DIM * 8
 
 
 def test_memory_of_backprop_and_of_one_step_and_of_one_evaluation():
