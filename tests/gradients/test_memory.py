@@ -7,7 +7,6 @@ import torch
 
 import odenet
 from odenet.gradients import gradients
-from odenet.solvers import solvers
 from odenet.training import SavedTensorMeter
 
 BATCH, DIM, WIDTH = 256, 4, 64

@@ -149,7 +149,7 @@ class InterruptedRunError(Exception):
 )
 @pytest.mark.parametrize("where", ["after an epoch", "within an epoch"])
 def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(tmp_path, monkeypatch, schedule, optimizer, where):
-    # Labels are noise: without the clip weights grow until the true gradient leaves float32 (1e107 in float64), NaN there.
+    # Labels are noise: without the clip weights grow until the true gradient, 1e107 in float64, is NaN in float32.
     settings = Settings(epochs=4, batch_size=16, grad_clip=1.0)
     whole = convnet()
     expected = fit(whole, images(), optimizer, schedule, settings)
