@@ -93,7 +93,7 @@ def test_memory_of_one_state_a_step(gradient, most):
 
 
 BESIDE = {"dopri5": 0, "alf": 1, "reversible_heun": 2, "leapfrog": 1, "ab5": 1, "implicit_euler": 1}
-BESIDE |= {"gl4": 2, "radau5": 3, "kvaerno3": 0}
+BESIDE |= {"gl4": 2, "radau5": 3}
 
 
 @pytest.mark.parametrize("solver", list(BESIDE))
