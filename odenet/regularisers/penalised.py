@@ -17,36 +17,40 @@ from odenet.run import run
 from odenet.solvers import Scheme, Solution
 from odenet.solvers.control import rms
 from odenet.solvers.ends import StepEnds
+from odenet.solvers.per_sample import SampleSolution
+from odenet.solvers.per_sample.control import rms_each
+from odenet.solvers.per_sample.field import check_own_args
 from odenet.solvers.registry import solvers
 
 
 class Penalised(DepthWeights):
     """F(t, x) with the rates of the regularisers: F'(t, (x, r)) = (F(t, x), ρ(t, x)), r of shape (batch, regularisers).
 
+    The last of its arguments is no argument of F: it is the probe, ±1 of x's shape.
+
     Args:
         weights: F with its weights over depth.
         names: of the regularisers.
-        probe: ±1 of x's shape.
     """
 
-    def __init__(self, weights: DepthWeights, names: Sequence[str], probe: Tensor):
+    def __init__(self, weights: DepthWeights, names: Sequence[str]):
         super().__init__()
-        self.weights, self.names, self.probe = weights, names, probe
+        self.weights, self.names = weights, names
         self.knots, self.varies = weights.knots, weights.varies
 
     def piece(self, index: int, t0: float = 0.0, t1: float = 1.0) -> PenalisedFunction:
         """F' on piece `index`."""
-        return PenalisedFunction(self.weights.piece(index, t0, t1), self.names, self.probe)
+        return PenalisedFunction(self.weights.piece(index, t0, t1), self.names)
 
 
 class PenalisedFunction:
     """F' on one piece of depth."""
 
-    def __init__(self, F: Callable[..., Tensor], names: Sequence[str], probe: Tensor):
-        self.F, self.names, self.probe = F, names, probe
+    def __init__(self, F: Callable[..., Tensor], names: Sequence[str]):
+        self.F, self.names = F, names
 
-    def __call__(self, t: Tensor, state: tuple[Tensor, Tensor], *args: Any) -> tuple[Tensor, Tensor]:
-        x, taped = state[0], torch.is_grad_enabled()
+    def __call__(self, t: Tensor, state: tuple[Tensor, Tensor], *given: Any) -> tuple[Tensor, Tensor]:
+        (*args, probe), x, taped = given, state[0], torch.is_grad_enabled()
         with torch.enable_grad():
             leaf = x if taped and x.requires_grad else x.detach().requires_grad_()
             k = self.F(t, leaf, *args)
@@ -55,7 +59,7 @@ class PenalisedFunction:
                 (a,) = torch.autograd.grad(k, leaf, v.to(k.dtype), create_graph=taped, retain_graph=True)
                 return a
 
-            rates = torch.stack([regularisers[name](k, pull, self.probe).to(x.dtype) for name in self.names], 1)
+            rates = torch.stack([regularisers[name](k, pull, probe).to(x.dtype) for name in self.names], 1)
         return (k, rates) if taped else (k.detach(), rates.detach())
 
 
@@ -95,24 +99,41 @@ def penalised(
     for estimate in estimates.values():
         estimate.check(scheme)
     ends = StepEnds(Estimates(list(estimates.values()))) if estimates else None
-    direction = 1.0 if float(interval[1]) >= float(interval[0]) else -1.0
+    t0, t1 = (torch.as_tensor(t, dtype=torch.float64).detach() for t in interval)
+    direction = torch.where(t1 >= t0, 1, -1).to(x.device).reshape(-1, 1)  # where samples have intervals, of each
     parts: dict[str, Tensor] = {}
     if integrals:
         probe = torch.randint(0, 2, x.shape, device=x.device).to(x.dtype) * 2 - 1
         state = (x, x.new_zeros(len(x), len(integrals)))
         if scheme.adaptive:
-            norm = scheme.norm or (rms if scheme.backend == "native" else _rms)
+            norm = scheme.norm or (rms_each if scheme.per_sample else rms if scheme.backend == "native" else _rms)
             rtol, atol = ((tol, 1.0) if isinstance(tol, Tensor) else tol for tol in (scheme.rtol, scheme.atol))
             scheme = scheme.but(norm=lambda tree: norm(tree[0]), rtol=rtol, atol=atol)
-        whole = run(Penalised(weights, integrals, probe), state, interval, scheme, ts, args, ends=ends)
-        unpacked = [whole.unpacked(packed) for packed in whole.states]
-        solution = Solution([part[0] for part in unpacked], whole.times, whole.stats, error=whole.error)
-        parts |= zip(integrals, direction * unpacked[-1][1].mean(0), strict=True)
+        if scheme.per_sample:
+            scheme = scheme.but(per_sample_args=_with_probe(scheme.per_sample_args, args, len(x)))
+        solution = run(Penalised(weights, integrals), state, interval, scheme, ts, (*args, probe), ends=ends)
+        parts |= zip(integrals, (direction * solution.last[1]).mean(0), strict=True)
+        solution = first_part(solution)
     else:
         solution = run(weights, x, interval, scheme, ts, args, ends=ends)
     if ends is not None:
         parts |= zip(estimates, total_of(ends, len(estimates)).mean(0), strict=True)
     return solution, torch.stack([factor * parts[name] for name, factor in factors.items()]).sum()
+
+
+def first_part(solution: Solution) -> Solution:
+    """A solution of pairs as one of their first parts."""
+    if isinstance(solution, SampleSolution):
+        unpack = solution.unpack
+        solution.unpack = lambda packed, *more: unpack(packed, *more)[0]
+        return solution
+    states = [solution.unpacked(packed)[0] for packed in solution.states]
+    return Solution(states, solution.times, solution.stats, error=solution.error)
+
+
+def _with_probe(own: Any, args: tuple[Any, ...], batch: int) -> Any:
+    """Which arguments hold a row for each sample, the probe after them included."""
+    return own if own is True else (*sorted(check_own_args(args, own, batch)), len(args))
 
 
 def _rms(x: Tensor) -> Tensor:
@@ -129,14 +150,16 @@ def check_regularisers(factors: Mapping[str, float] | None, scheme: Scheme) -> d
 
     Raises:
         UnknownNameError: there is no such regulariser.
-        InputError: a factor is not a non-negative number, samples have steps of their own, or the scheme's solver gives
-            no such estimate.
+        InputError: a factor is not a non-negative number, or the scheme's steps give no such estimate.
     """
-    if factors and scheme.per_sample:
-        raise InputError("regularisers are integrated over steps that all samples share; leave out per_sample or them")
     for name, factor in (factors or {}).items():
         regulariser = regularisers[name]
         if isinstance(regulariser, Estimate):
+            if scheme.per_sample:
+                raise InputError(
+                    f"regulariser {name!r} is an estimate of steps that all samples share; with per_sample=True use "
+                    "'kinetic' or 'jacobian'"
+                )
             if scheme.backend != "native":
                 raise InputError(
                     f"regulariser {name!r} is an estimate of each step, which backend='native' knows, "

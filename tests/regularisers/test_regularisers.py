@@ -145,13 +145,56 @@ def test_training_pushes_them_down():
     assert energies[1] < 0.3 * energies[0]
 
 
+PER_SAMPLE = [("autograd", "dopri5"), ("checkpoint", "dopri5"), ("stagewise", "bosh3"), ("mali", "alf")]
+PER_SAMPLE += [("reversible_heun", "reversible_heun"), ("reversible", "bosh3"), ("forward", "dopri5")]
+
+
+@pytest.mark.parametrize(("gradient", "solver"), PER_SAMPLE)
+def test_where_every_sample_has_its_own_steps_it_is_the_mean_of_each_alone(gradient, solver):
+    """x' = -a tanh(bx): one element a sample, so that every probe has |εᵀ ∂F/∂x|² = (∂F/∂x)²."""
+
+    class F(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.b = nn.Parameter(torch.tensor(1.3, dtype=torch.float64))
+
+        def forward(self, t, x, a):
+            return -a * torch.tanh(self.b * x)
+
+    a, x0 = torch.tensor([[1.0], [6.0], [0.2]]).double(), torch.tensor([[2.0], [1.0], [-0.5]]).double()
+    f, factors = F(), {"kinetic": 0.3, "jacobian": 0.7}
+    how = {"solver": solver, "rtol": 1e-4, "atol": 1e-4, "gradient": gradient}
+
+    def of(rows, **own):
+        block = odenet.ODEBlock(f, regularisers=factors, **how, **own)
+        x = x0[rows].clone().requires_grad_()
+        y = block(x, a[rows])
+        (found,) = odenet.take_penalties(block)
+        return [y, found, *torch.autograd.grad(y.sum() + found * len(x), [x, f.b])], block.stats
+
+    (y, found, by_x, by_b), stats = of(slice(None), per_sample=True, per_sample_args=(0,))
+    if gradient == "reversible":
+        how |= {"gradient_options": {"backward": "autograd"}}
+    else:
+        how["gradient"] = "autograd"
+    alone = [of(slice(i, i + 1))[0] for i in range(3)]
+    assert len(set(stats.samples.accepted.tolist())) > 1
+    torch.testing.assert_close(y, torch.cat([part[0] for part in alone]), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, sum(part[1] for part in alone) / 3, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(by_x, torch.cat([part[2] for part in alone]), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(by_b, sum(part[3] for part in alone), rtol=1e-10, atol=1e-10)
+    plain = odenet.ODEBlock(f, **how, per_sample=True, per_sample_args=(0,))
+    torch.testing.assert_close(plain(x0, a), y, rtol=1e-12, atol=1e-12)
+    assert torch.equal(plain.stats.samples.accepted, stats.samples.accepted)  # no step sees them
+
+
 def test_unknown_names_and_factors_are_errors():
     with pytest.raises(UnknownNameError, match="did you mean 'kinetic'"):
         odenet.ResNet(Linear(), 3, regularisers={"kinetik": 1.0})
     with pytest.raises(InputError, match="factor of regulariser 'kinetic' must be a non-negative number, got -1"):
         odenet.ResNet(Linear(), 3, regularisers={"kinetic": -1})
-    with pytest.raises(InputError, match="steps that all samples share"):
-        odenet.ODEBlock(Linear(), per_sample=True, regularisers={"kinetic": 1.0})
+    with pytest.raises(InputError, match="steps that all samples share; with per_sample=True use 'kinetic'"):
+        odenet.ODEBlock(Linear(), per_sample=True, regularisers={"stiffness": 1.0})
     with pytest.raises(InputError, match="solver 'leapfrog' takes the state as a pair"):
         odenet.ODEBlock(Linear(), "leapfrog", steps=2, regularisers={"kinetic": 1.0})
     with pytest.raises(InputError, match="backend='scipy' cannot leave out of its error norm"):
