@@ -15,11 +15,14 @@ from odenet.solvers.gmres import gmres
 from odenet.solvers.jacobian import flat, jacobian, leaf, shaped, size
 
 Map = Callable[[Tensor, Tensor], Tensor]
+Solve = Callable[[Tensor, Tensor, Tensor], Tensor]
 DENSE = 256
 PRECISION = 8
 
 
-def attach(G: Map, K: Tensor, at: Tensor, value: Tensor, base: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+def attach(
+    G: Map, K: Tensor, at: Tensor, value: Tensor, base: Tensor, tensors: Sequence[Tensor], solve: Solve | None = None
+) -> Tensor:
     """K = G(K, base) with the gradient of all that G depends on:
 
         K̄ -> y with y = K̄ + (∂G/∂K)ᵀ y, handed on to the graph of G(K, base)
@@ -34,19 +37,22 @@ def attach(G: Map, K: Tensor, at: Tensor, value: Tensor, base: Tensor, tensors: 
         value: G(at, base), with its graph.
         base: what the step has so far.
         tensors: what else G depends on; needed for second derivatives only.
+        solve: (value, at, g) -> y, instead of `transposed_solve`.
 
     Reference:
         Bai, Kolter and Koltun 2019, Deep Equilibrium Models (the backward pass of a fixed point).
     """
     if not depends(value, at, base, tensors):
         return K
-    return _Solved.apply(G, K, at, value, base, *tensors)
+    return _Solved.apply(G, solve or transposed_solve, K, at, value, base, *tensors)
 
 
 class _Solved(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, G: Map, K: Tensor, at: Tensor, value: Tensor, base: Tensor, *tensors: Tensor) -> Tensor:
-        ctx.G, ctx.at, ctx.value, ctx.tensors = G, at, value, tensors
+    def forward(
+        ctx: Any, G: Map, solve: Solve, K: Tensor, at: Tensor, value: Tensor, base: Tensor, *tensors: Tensor
+    ) -> Tensor:
+        ctx.G, ctx.solve, ctx.at, ctx.value, ctx.tensors = G, solve, at, value, tensors
         K = K.clone()
         ctx.save_for_backward(K, base)
         return K
@@ -55,19 +61,21 @@ class _Solved(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         nothing = (None,) * len(ctx.tensors)
         if not torch.is_grad_enabled():
-            return None, None, None, transposed_solve(ctx.value, ctx.at, g), None, *nothing
+            return None, None, None, None, ctx.solve(ctx.value, ctx.at, g), None, *nothing
         K, base = ctx.saved_tensors
         _check_known(ctx.value, (ctx.at, base, *ctx.tensors))
-        found = _Derivative.apply(ctx.G, K, base, g, *ctx.tensors)
+        found = _Derivative.apply(ctx.G, ctx.solve, K, base, g, *ctx.tensors)
         wanted = [part if t.requires_grad else None for part, t in zip(found, (base, *ctx.tensors), strict=True)]
-        return None, None, None, None, *wanted
+        return None, None, None, None, None, *wanted
 
 
 class _Derivative(torch.autograd.Function):
     """(K, base, g) -> (∂G/∂base)ᵀ y and (∂G/∂tensors)ᵀ y, differentiable once."""
 
     @staticmethod
-    def forward(ctx: Any, G: Map, K: Tensor, base: Tensor, g: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, G: Map, solve: Solve, K: Tensor, base: Tensor, g: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             ctx.leaves = [leaf(K), leaf(base), leaf(g)]
             K, base, g = ctx.leaves
@@ -77,8 +85,8 @@ class _Derivative(torch.autograd.Function):
                 (pulled,) = torch.autograd.grad(value, K, y, create_graph=True, allow_unused=True)
                 return g if pulled is None else g + pulled
 
-            at = leaf(transposed_solve(value, K, g.detach()))
-            y = _Solved.apply(None, at.detach(), at, H(at), g)
+            at = leaf(solve(value, K, g.detach()))
+            y = _Solved.apply(None, solve, at.detach(), at, H(at), g)
             ctx.tensors = [t for t in tensors if t.requires_grad]
             ctx.outputs = _vjp([value], [base, *tensors], [y], create_graph=True)
         return tuple(part.detach() for part in ctx.outputs)
@@ -90,7 +98,7 @@ class _Derivative(torch.autograd.Function):
         inputs = [*ctx.leaves, *ctx.tensors]
         found = _vjp([out for out, _ in pairs], inputs, [seed for _, seed in pairs]) if pairs else [None] * len(inputs)
         rest = dict(zip(map(id, ctx.tensors), found[3:], strict=True))
-        return None, *found[:3], *(rest.get(id(t)) for t in ctx.tensors)
+        return None, None, *found[:3], *(rest.get(id(t)) for t in ctx.tensors)
 
 
 def _vjp(

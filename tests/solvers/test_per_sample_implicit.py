@@ -72,10 +72,29 @@ def test_given_steps_and_their_gradients_are_those_of_each_alone(solver):
         for grads in found.values():
             for ours, theirs in zip(grads, wanted, strict=True):
                 torch.testing.assert_close(ours[i], theirs[i], rtol=1e-7, atol=1e-9)
-    last = odenet.solve(F, x0, (0.0, t1), args=(rate,), **how, **OWN).last
-    (first,) = torch.autograd.grad(last.sum(), x0, create_graph=True)
-    with pytest.raises(odenet.errors.GradientError, match="no second derivatives"):
-        torch.autograd.grad(first.sum(), x0)
+
+
+@pytest.mark.parametrize("gradient", ["autograd", "checkpoint", "forward"])
+@pytest.mark.parametrize("solver", METHODS)
+def test_second_derivatives_and_forward_mode_are_those_of_each_alone(solver, gradient):
+    rate = torch.tensor([[1.0], [8.0], [3.0]], dtype=torch.float64, requires_grad=True)
+    w = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    x0 = torch.tensor([[0.5, 1.0], [1.0, 2.0], [0.1, -1.0]], dtype=torch.float64, requires_grad=True)
+    t1 = torch.tensor([1.0, 0.5, -0.1], dtype=torch.float64)
+    F = lambda t, x, rate: -rate * (x + w * torch.sin(x.flip(1))) + torch.cos(t).reshape(-1, 1)  # noqa: E731
+
+    def derivatives(last):
+        first = torch.autograd.grad(last.square().sum(), (x0, rate, w), create_graph=True)
+        return [*first, *torch.autograd.grad(sum(g.square().sum() for g in first), (x0, rate, w))]
+
+    how = {"solver": solver, "steps": 3}
+    found = derivatives(odenet.solve(F, x0, (0.0, t1), args=(rate,), gradient=gradient, **how, **OWN).last)
+    parts = [
+        odenet.solve(lambda t, x, i=i: F(t, x, rate[i : i + 1]), x0[i : i + 1], (0.0, float(t1[i])), **how).last
+        for i in range(3)
+    ]
+    for ours, theirs in zip(found, derivatives(torch.cat(parts)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
 
 
 def test_equations_that_cannot_be_solved_are_those_of_their_sample():

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from odenet.errors import GradientError, InputError
+from odenet.errors import InputError
 from odenet.solvers.explicit import combine
 from odenet.solvers.implicit import ImplicitRungeKutta
-from odenet.solvers.implicit_function import DENSE, depends
+from odenet.solvers.implicit_function import DENSE, attach
 from odenet.solvers.jacobian import size
+from odenet.solvers.newton import known
 from odenet.solvers.per_sample.field import Rows
 from odenet.solvers.per_sample.newton import (
     Factors,
@@ -22,8 +24,10 @@ from odenet.solvers.per_sample.newton import (
     newton_rows,
     shaped_rows,
     stacked,
+    stacked_jacobians,
     unstacked,
 )
+from odenet.solvers.reach import reachable
 from odenet.solvers.stepper import NOTHING, Evaluate, Memory, Span, Trial
 
 if TYPE_CHECKING:
@@ -129,47 +133,27 @@ class SampleImplicit(ImplicitRungeKutta):
 
 
 def _attached(equations: SampleEquations, K: Tensor) -> Tensor:
-    """K as a function of what its equations depend on: K̄ -> y with (I - ∂G/∂K)ᵀ y = K̄, handed on to the graph of G."""
-    values, points = [], []
-    for i, t in enumerate(equations.times):
-        at = equations.point(i, K)
-        at = at if at.requires_grad else at.detach().requires_grad_()
-        points.append(at)
-        values.append(equations.f(t, at))
-    if not any(depends(value, at, equations.base, ()) for value, at in zip(values, points, strict=True)):
-        return K
-    J = [jacobians(value, at).detach() for value, at in zip(values, points, strict=True)]
-    value = torch.stack(values)
-    matrix = equations._replace(h=equations.h.detach()).matrix(J)
-    return _Solved.apply(value, K, matrix)  # pyright: ignore[reportReturnType]
+    """K as a function of what its equations depend on, by the implicit function theorem, sample by sample."""
+    f, at = equations.f, known(K, equations.base)
+    points = [equations.point(i, at) for i in range(len(equations.times))]
+    values = [f(t, point) for t, point in zip(equations.times, points, strict=True)]
+    first = torch.stack(values)
 
+    def again(K: Tensor, base: Tensor) -> Tensor:
+        own = f.field.on(f.samples, f.segments)  # the samples' rows of arguments, with their graph
+        with contextlib.nullcontext() if f.field.recomputing else f.field.recompute():
+            return equations._replace(f=own, base=base)(K)
 
-class _Solved(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, K: Tensor, matrix: Tensor) -> Tensor:
-        ctx.save_for_backward(matrix)
-        ctx.value = value
-        return K.clone()
+    def solve(value: Tensor, at: Tensor, g: Tensor) -> Tensor:
+        if value is first:  # the stages by themselves: a product for one of them need not walk the graphs of all
+            J = [jacobians(part, point).detach() for part, point in zip(values, points, strict=True)]
+            matrix = equations._replace(h=equations.h.detach()).matrix(J)
+        else:
+            matrix = -stacked_jacobians(value, at)
+            matrix.diagonal(dim1=1, dim2=2).add_(1)
+        y = torch.linalg.solve(matrix.transpose(1, 2), stacked(g.detach()).to(matrix.dtype)[..., None])[..., 0]
+        return unstacked(y, g)
 
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        (matrix,) = ctx.saved_tensors
-        with torch.no_grad():
-            y = torch.linalg.solve(matrix.transpose(1, 2), stacked(g).to(matrix.dtype)[..., None])[..., 0]
-            y = unstacked(y, g)
-        return _Once.apply(y, g, ctx.value) if torch.is_grad_enabled() else y, None, None  # pyright: ignore
-
-
-class _Once(torch.autograd.Function):
-    """A gradient as it is, and a clear word when it is to be differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, g: Tensor, value: Tensor) -> Tensor:
-        return y.clone()
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        raise GradientError(
-            "implicit methods have no second derivatives with per_sample=True; leave out per_sample, or use an "
-            "explicit solver"
-        )
+    found = [thing for piece in f.pieces for thing in f.field.found[piece]]
+    used = {id(t): t for t in (*found, *reachable(f.field.args)) if isinstance(t, Tensor) and t.requires_grad}
+    return attach(again, K, at, first, equations.base, list(used.values()), solve)

@@ -110,6 +110,20 @@ def unstacked(v: Tensor, like: Tensor) -> Tensor:
     return torch.stack([shaped_rows(part, like[0]) for part in v.chunk(len(like), 1)])
 
 
+def stacked_jacobians(value: Tensor, at: Tensor) -> Tensor:
+    """∂value_i/∂at_i of each sample i over all stages, (rows, g m, g m); both are (g, rows, ...)."""
+    m = flat_rows(value[0]).shape[1]
+    eye = torch.eye(m, dtype=value.dtype.to_real(), device=value.device)
+    found = []
+    for i in range(len(value)):
+        for j in range(m):
+            seed = torch.zeros_like(value)
+            seed[i] = shaped_rows(eye[j].expand(value.shape[1], m), value[i])
+            (row,) = torch.autograd.grad(value, at, seed, retain_graph=True, materialize_grads=True, allow_unused=True)
+            found.append(stacked(row.detach()))
+    return torch.stack(found, 1)
+
+
 class Factors:
     """The factorised matrices of the corrections, one a sample, and the Jacobians behind them."""
 
