@@ -87,4 +87,4 @@ class SampleTangents:
 def _meet(slope: Tensor, index: Tensor, tangent: Tensor | None, a: Tensor) -> None:
     """Add ⟨a, ẋ⟩ of some samples."""
     if tangent is not None:
-        slope.index_add_(0, index, (a.conj() * tangent).real.flatten(1).sum(1))
+        slope.index_add_(0, index, (a.conj() * tangent).real.unsqueeze(-1).flatten(1).sum(1))

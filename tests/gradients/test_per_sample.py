@@ -411,3 +411,22 @@ def test_the_adjoint_of_given_steps_walks_back_over_them_and_says_what_it_cannot
     ):
         with pytest.raises(odenet.errors.InputError, match=message):
             odenet.solve(F, x0, gradient="adjoint", gradient_options=options, **how)
+
+
+def test_an_F_that_differentiates_inside_may_have_as_many_samples_as_features():
+    """A rotation in a batch of two: whether F treats samples one by one is tried where no gradient is recorded."""
+    x0 = torch.tensor([[0.3, -1.1], [0.8, 0.2]], dtype=torch.float64, requires_grad=True)
+
+    def F(t, x):
+        with torch.enable_grad():
+            z = x if x.requires_grad else x.detach().requires_grad_()
+            (dH,) = torch.autograd.grad((z**2).sum() / 2, z, create_graph=True)
+        return torch.stack([dH[:, 1], -dH[:, 0]], 1)
+
+    last = odenet.solve(F, x0, (0.0, 2.0), per_sample=True, rtol=1e-9, atol=1e-9).last
+    t = torch.tensor(2.0, dtype=torch.float64)
+    turn = torch.stack([torch.stack([t.cos(), -t.sin()]), torch.stack([t.sin(), t.cos()])])
+    torch.testing.assert_close(last, x0 @ turn, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(
+        torch.autograd.grad(last[:, 0].sum(), x0)[0], turn[:, 0].expand(2, 2), rtol=1e-7, atol=1e-7
+    )

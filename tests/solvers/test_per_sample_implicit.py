@@ -130,3 +130,18 @@ def test_states_of_complex_numbers_of_single_precision_and_of_trees():
     how = {"args": (rate.float(),), "solver": "trbdf2", "rtol": 1e-4, "atol": 1e-5}
     last = odenet.solve(pair, tree, (0.0, 1.0), **how, **OWN).last
     torch.testing.assert_close(last["a"].double(), torch.exp(-rate), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", METHODS)
+def test_looking_for_what_F_uses_costs_no_jacobian(solver):
+    """The first evaluation of a solve whose gradient is wanted is one that Newton's method differentiates."""
+    w = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    F = lambda t, x: -w * torch.sin(x)  # noqa: E731
+    x0 = torch.tensor([[0.5], [1.5]], dtype=torch.float64)
+    solve = lambda: odenet.solve(F, x0, solver=solver, steps=2, per_sample=True, gradient="checkpoint")  # noqa: E731
+    wanted = solve()
+    with torch.no_grad():
+        plain = solve()
+    assert torch.equal(wanted.last, plain.last)
+    assert torch.equal(wanted.stats.samples.nfe, plain.stats.samples.nfe)
+    assert float(torch.autograd.grad(wanted.last.sum(), w)[0].abs()) > 0

@@ -122,7 +122,7 @@ class SampleField(VectorField):
 
     def evaluate(self, piece: int, t: Tensor, x: Tensor, args: tuple[Any, ...]) -> Tensor:
         """F on a piece of weights for the rows of x at their times."""
-        if self.observer is None or piece in self._seen:
+        if self.observer is None or piece in self._seen or torch.is_grad_enabled():  # as for a Jacobian
             return self._called(piece, t, x, args)
         with torch.enable_grad():
             k = self._called(piece, t, x.detach(), args)
