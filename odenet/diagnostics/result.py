@@ -24,7 +24,8 @@ class Line(NamedTuple):
         label: what it shows.
         x: abscissae.
         y: ordinates.
-        look: "line", "points", "dashed" (a control or a bound) or "level" (a horizontal line at y[0]).
+        look: "line", "points", "dashed" (a control or a bound), "level" (a horizontal line at y[0]) or "ring" (marks
+            points of other lines).
     """
 
     label: str

@@ -247,15 +247,16 @@ def _reshaped(networks: Sequence[Network], pieces: int) -> float:
 
 
 def _walked(runs: Mapping[str, Sequence[Network]]) -> list[Line]:
-    """Mean accuracy of each network under Euler's method with more and more steps."""
-    lines = []
+    """Mean accuracy of each network under Euler's method with more and more steps, those of its training ringed."""
+    lines, own = [], Line("trained with", [], [], "ring")
     for name, found in runs.items():
-        reached: dict[int, list[float]] = {}
-        for cell in (cell for network in found for cell in euler_cells(network)):
-            reached.setdefault(cell["steps"], []).append(cell["accuracy"])
-        steps = sorted(reached)
-        lines.append(Line(name, [float(n) for n in steps], [statistics.fmean(reached[n]) for n in steps]))
-    return lines
+        cells = [cell for network in found for cell in euler_cells(network)]
+        reached = {n: _mean(c["accuracy"] for c in cells if c["steps"] == n) for n in sorted(c["steps"] for c in cells)}
+        lines.append(Line(name, [float(n) for n in reached], list(reached.values())))
+        for steps in {cell["steps"] for cell in cells if cell["trained"]}:
+            own.x.append(float(steps))
+            own.y.append(reached[steps])
+    return [*lines, own]
 
 
 def _over_epochs(runs: Mapping[str, Sequence[Network]], number: Callable[[Any], float]) -> list[Line]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 3.2, 2.5
-INTEGERS = ("steps", "evaluations of F", "layers N", "layers after training")
+INTEGERS = ("steps", "evaluations of F", "layers N", "layers after training", "Euler steps after training")
 
 
 def curves(panels: Mapping[str, Any]) -> Figure:
@@ -55,6 +55,10 @@ def _draw(axes: Axes, found: Any) -> dict[str, Any]:
         if line.look == "level":
             look: dict[str, Any] = {"color": style.CONTROLS[0], "linewidth": 0.9, "linestyle": (0, (5, 2)), "zorder": 1}
             handles[line.label] = axes.axhline(line.y[0], **look)
+            continue
+        if line.look == "ring":
+            look = {"color": style.CONTROLS[0], "markersize": 9, "fillstyle": "none", "linestyle": "", "marker": "o"}
+            (handles[line.label],) = axes.plot([*map(style.number, line.x)], [*map(style.number, line.y)], **look)
             continue
         look = {"color": next(color), "linewidth": 1.5, "markersize": 4}
         look |= {"marker": "o"} if len(line.x) <= 40 or line.look == "points" else {}

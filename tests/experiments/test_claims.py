@@ -9,7 +9,9 @@ from odenet.experiments.config import config_folder
 
 
 def network(name, accuracy, loss=0.1, nfe=10.0, finest=None):
-    cells = [] if finest is None else [{"solver": "euler", "steps": 64, "rtol": None, "accuracy": finest}]
+    cell = {"solver": "euler", "rtol": None}
+    finer = {"steps": 64, "accuracy": finest, "trained": False}, {"steps": 2, "accuracy": accuracy, "trained": True}
+    cells = [] if finest is None else [cell | one for one in finer]
     parts = {"test_accuracy": accuracy, "train_loss": loss, "nfe_forward": nfe, "swap": cells}
     history = [{"epoch": n, **parts, "train_loss": loss * (3 - n)} for n in (1, 2)]
     return {"name": name, "label": name, "role": "contender", **parts, "history": history}
@@ -26,8 +28,9 @@ def test_a_collapse_above_the_critical_step_is_seen_and_its_absence_too():
     seen = judge([run(0.5, 0.99), run(0.7, 0.985)])
     assert seen.seen and "euler_1 loses 40 points; euler_8 loses 0.3 points" in seen.measured
     assert "from euler_8 on" in seen.measured
-    coarse, _ = seen.panels[""].lines
-    assert (coarse.label, list(coarse.x), list(coarse.y)) == ("euler_1", [64.0], [pytest.approx(0.6)])
+    coarse, _, trained = seen.panels[""].lines
+    assert (coarse.label, coarse.x, coarse.y) == ("euler_1", [2.0, 64.0], pytest.approx([1.0, 0.6]))
+    assert (trained.look, trained.x, trained.y) == ("ring", [2.0, 2.0], pytest.approx([1.0, 0.99]))
     assert not judge([run(0.99, 0.99)]).seen  # nothing collapses
     assert not judge([run(0.5, 0.9)]).seen  # everything does
 

@@ -52,14 +52,15 @@ def test_a_network_without_depth_has_nothing_to_diagnose(odenet):
 
 def test_curves_are_drawn_as_they_are_given():
     lines = [Line("a", [1, 2, 4], [0.1, 0.01, 0.001]), Line("b", [1, 4], [0.2, 0.2], "dashed")]
-    lines.append(Line("c", [], [0.05], "level"))
+    lines += [Line("c", [], [0.05], "level"), Line("d", [2], [0.01], "ring")]
     figure = plotting.curves({f"block {i}": Curves("steps", "defect", lines, True, True) for i in range(4)})
     assert len(figure.axes) == 4
     axes = figure.axes[0]
     assert axes.get_xscale() == axes.get_yscale() == "log" and axes.get_title(loc="left") == "block 0"
     np.testing.assert_allclose(axes.lines[0].get_xydata(), [[1, 0.1], [2, 0.01], [4, 0.001]])
     labels = [t.get_text() for t in figure.legends[0].get_texts()]
-    assert labels == ["a", "b", "c"]
+    assert labels == ["a", "b", "c", "d"]
+    assert axes.lines[-1].get_fillstyle() == "none" and axes.lines[-1].get_linestyle() == "None"
 
 
 def test_the_region_of_euler_is_the_disc_and_every_eigenvalue_is_a_point():
