@@ -10,6 +10,7 @@ from odenet.plotting import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 3.2, 2.5
@@ -81,13 +82,19 @@ def _scale(axes: Axes, found: Any) -> None:
             ticks = [2**p for p in powers if p >= 0][:: 1 if len(powers) < 8 else 2]
             axes.set_xticks(ticks, [str(t) for t in ticks])
             axes.set_xticks([], minor=True)
+        else:
+            _plain_numbers(axes.xaxis, [x for x, _ in drawn])
     axes.tick_params(which="minor", labelsize=style.SMALL)
     if found.logy and any(y > 0 for _, y in drawn):
         axes.set_yscale("log")
-        values = [y for _, y in drawn if y > 0]
-        if min(values) > 1e-3 and max(values) < 1e4:  # as they are, not as powers of ten
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            narrow = max(values) < 30 * min(values)
-            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if narrow and _first(value) in "235" else "")
+        _plain_numbers(axes.yaxis, [y for _, y in drawn if y > 0])
     elif any(line.look == "level" for line in found.lines) and all(y >= 0 for _, y in drawn):
         axes.set_ylim(0, 1.1 * max([y for _, y in drawn] + [line.y[0] for line in found.lines if line.look == "level"]))
+
+
+def _plain_numbers(axis: Axis, values: list[float]) -> None:
+    """Numbers on a logarithmic axis as they are, not as powers of ten, where they are neither tiny nor huge."""
+    if min(values) > 1e-3 and max(values) < 1e4:
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        narrow = max(values) < 30 * min(values)
+        axis.set_minor_formatter(lambda value, _: f"{value:g}" if narrow and _first(value) in "235" else "")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from odenet.errors import InputError, ResidualError
 from odenet.residual.registry import residuals
@@ -17,8 +18,8 @@ class FromBlock(nn.Module):
     Args:
         block: a module with `forward(x)` that keeps the shape of x; it is shared, not copied. Of a tuple, such as
             (hidden states, attention, cache), the first part counts.
-        **bound: keyword arguments for every call of the block, such as a mask. Tensors among them follow `.to()`, and
-            are not part of the state_dict; what changes from call to call goes through `args`.
+        **bound: keyword arguments for every call of the block, such as a mask. Tensors in them, also in tuples, follow
+            `.to()`, and are not part of the state_dict; what changes from call to call goes through `args`.
     """
 
     def __init__(self, block: nn.Module, **bound: Any):
@@ -26,7 +27,7 @@ class FromBlock(nn.Module):
         self.block, self.bound = block, bound
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FromBlock:
-        self.bound = {name: fn(value) if isinstance(value, Tensor) else value for name, value in self.bound.items()}
+        self.bound = tree_map(lambda value: fn(value) if isinstance(value, Tensor) else value, self.bound)
         return super()._apply(fn, recurse)
 
     def forward(self, t: Tensor, x: Tensor, *args: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """`odenet diagnose` on a small run: a table, a report, figures, numbers; and its mistakes in words."""
 
 import csv
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -61,6 +62,17 @@ def test_curves_are_drawn_as_they_are_given():
     labels = [t.get_text() for t in figure.legends[0].get_texts()]
     assert labels == ["a", "b", "c", "d"]
     assert axes.lines[-1].get_fillstyle() == "none" and axes.lines[-1].get_linestyle() == "None"
+
+
+def test_numbers_on_a_logarithmic_axis_of_less_than_two_decades_do_not_overlap():
+    found = Curves("loss", "evaluations of F", [Line("a", [0.12, 0.4, 1.9], [57, 57, 57], "points")], True)
+    figure = plotting.curves({"": found})
+    figure.draw_without_rendering()
+    axis = figure.axes[0].xaxis
+    labels = [t for t in axis.get_ticklabels(which="both") if t.get_text()]
+    assert {"0.2", "0.3", "0.5", "1"} <= {t.get_text() for t in labels}
+    edges = sorted((b.x0, b.x1) for b in (t.get_window_extent() for t in labels))
+    assert all(left[1] < right[0] for left, right in pairwise(edges))
 
 
 def test_the_region_of_euler_is_the_disc_and_every_eigenvalue_is_a_point():

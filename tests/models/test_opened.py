@@ -430,6 +430,18 @@ def test_a_bound_bias_gets_its_gradient_and_follows_the_block():
     assert single(x.float()).dtype == torch.float32
 
 
+def test_bound_tensors_in_tuples_follow_the_block():
+    class Rotated(nn.Module):  # as layers of language models: cosine and sine of the positions as a pair
+        def forward(self, x, positions):
+            cos, sin = positions
+            return x + cos * x + sin
+
+    pair = torch.randn(8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    block, x = from_blocks([Rotated()], {"positions": pair}), torch.randn(2, 8, dtype=torch.float64)
+    torch.testing.assert_close(block(x), x + pair[0] * x + pair[1])
+    assert block.float()(x.float()).dtype == torch.float32
+
+
 def test_the_layers_of_a_torchvision_transformer():
     model = torchvision.models.VisionTransformer(32, 8, 3, 2, 16, 32, num_classes=7).eval()
     nn.init.normal_(model.heads.head.weight)  # zero as it is made
