@@ -9,6 +9,7 @@ from torch import nn
 
 import odenet
 from odenet.data import moons, nested_spheres
+from odenet.depth import PiecewiseConstant, piecewise_constant, piecewise_linear
 from odenet.diagnostics import (
     Result,
     block_inputs,
@@ -22,7 +23,7 @@ from odenet.diagnostics import (
 )
 from odenet.diagnostics.nfe_difficulty import spearman
 from odenet.errors import InputError, UnknownNameError
-from odenet.models import VectorClassifier
+from odenet.models import VectorClassifier, swap_blocks
 from odenet.residual import MLP
 
 
@@ -75,6 +76,21 @@ def test_a_coarse_euler_network_fails(coarse):
     assert found["solver_swap"].own > 0.85
     for name in ("solver_swap", "critical_step", "step_halving", "ode_distance", "reversibility"):
         assert found[name].verdict is False, (name, found[name].sentence)
+
+
+def test_a_trained_network_of_smooth_layers_passes_and_the_same_layers_shuffled_fail():
+    data, names = moons(256, 100), ["weight_smoothness", "step_halving", "solver_swap", "residual_norm"]
+    smooth = trained(lambda F: odenet.ResNet(F, 12, weights=piecewise_linear(3, init="tied")), data, 3)
+    layers = swap_blocks(smooth, lambda b: b.project(piecewise_constant(12)))
+
+    def shuffled(block):
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(0)).tolist()
+        return odenet.ResNet(PiecewiseConstant([block.weights.layers[i] for i in order]), 12)
+
+    found = survey(layers, data.test_x, data.test_y, names)
+    assert verdict_of(found) is True, [f.result.sentence for f in found]
+    found = survey(swap_blocks(layers, shuffled), data.test_x, data.test_y, names)
+    assert verdict_of(found) is False and not found[names.index("weight_smoothness")].result.verdict
 
 
 def test_an_untrained_smooth_f_passes():
