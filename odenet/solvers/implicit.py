@@ -32,7 +32,9 @@ class ImplicitRungeKutta(Stepper):
 
     Stages are solved one after the other where the tableau is lower triangular, else together. An adaptive solve solves
     them to 1e-4 of its tolerance, a fixed step to rounding. Gradients are those of the solved equations. Stages that
-    are solved together are carried to the next step, so that the search begins on the polynomial through them.
+    are solved together are carried to the next step, so that the search begins on the polynomial through them. The last
+    stage of a stiffly accurate method is F(t + h, x⁺), and the next step's F(t, x): F itself, evaluated there, would
+    magnify what is left of its equation.
 
     Args:
         tableau: of the method.
@@ -46,6 +48,9 @@ class ImplicitRungeKutta(Stepper):
         self.per_sample = companion is None
         self._problem: Problem | None = None
         self._precision = Precision(None, rms)
+        self._at_once = tableau.coupled or tableau.stages == 1
+        self._carries_slope = tableau.explicit_first and tableau.stiffly_accurate
+        self._rings = self._carries_slope and not tableau.damps
 
     def prepare(self, problem: Problem) -> ImplicitRungeKutta:
         """This method with what a solve asks for: its tolerances, and the tensors that F uses.
@@ -65,6 +70,10 @@ class ImplicitRungeKutta(Stepper):
             prepared.companion = self.companion.prepare(problem)
         return prepared
 
+    def start(self, f: Evaluate, t: float, x: Tensor, first: Tensor | None = None) -> Memory:
+        """F(t, x), where the first stage is that."""
+        return Memory((f(t, x) if first is None else first,)) if self._carries_slope else NOTHING
+
     def step(
         self,
         f: Evaluate,
@@ -76,33 +85,51 @@ class ImplicitRungeKutta(Stepper):
     ) -> Trial:
         """One step over `span`; `converged` is False if its equations could not be solved."""
         if self.companion is not None and self._leaves_the_piece(span):
-            return replace(self.companion.step(f, span, x, NOTHING, first, error), given=memory, memory=NOTHING)
+            trial = self.companion.step(f, span, x, NOTHING, self._first(memory, first), error)
+            return replace(trial, given=memory, memory=Memory((trial.stages[-1],)))
         tableau, linear = self.tableau, linear_solver(x)
-        explicit = tableau.explicit_first
-        if first is None and (explicit or tableau.error_first):
+        first = self._first(memory, first)
+        if first is None and (tableau.explicit_first or tableau.error_first):
             first = f(span.t, x)
         k: list[Tensor] = []
-        for group in [range(tableau.stages)] if tableau.coupled else [range(i, i + 1) for i in range(tableau.stages)]:
-            if explicit and not k:
+        for group in self._groups(range(tableau.used)):
+            if tableau.explicit_first and not k:
                 assert first is not None
                 k.append(first)
                 continue
             solved, equations = self._solve(f, span, x, k, group, linear, first, memory)
             if not solved.converged:
-                reached = combine(equations.base.detach(), span.h, equations.a[-1], list(solved.K))
-                stages = list(solved.value.detach())
-                return Trial(
-                    span, x, reached, stages, given=memory, first=first, converged=False, residual=solved.residual
-                )
+                return self._unsolved(span, x, solved, equations, memory, first)
             k += self._attached(equations, solved, span)
         x_next = combine(x, span.h, tableau.b, k)
-        estimate = self._estimate(f, span, x, first, k, linear) if error else None
-        kept = Memory((torch.stack([part.detach() for part in k]),), (span.h,)) if self._at_once else NOTHING
-        return Trial(span, x, x_next, k, estimate, given=memory, memory=kept, first=first)
+        trial = Trial(span, x, x_next, k, given=memory, memory=self._kept(span, k), first=first)
+        return self._estimated(f, trial, linear) if error and self.adaptive else trial
 
-    @property
-    def _at_once(self) -> bool:
-        return self.tableau.coupled or self.tableau.stages == 1
+    def _kept(self, span: Span, k: list[Tensor]) -> Memory:
+        """What the next step is given."""
+        if self._carries_slope:
+            return Memory((k[-1],))
+        return Memory((torch.stack([part.detach() for part in k]),), (span.h,)) if self._at_once else NOTHING
+
+    def _groups(self, stages: range) -> list[range]:
+        """Stages that are solved together."""
+        return [stages] if self.tableau.coupled and stages else [range(i, i + 1) for i in stages]
+
+    def _first(self, memory: Memory, first: Tensor | None) -> Tensor | None:
+        """F(t, x) if it is known: what the step was given, or the last stage of the step before."""
+        if memory.tensors and self._carries_slope:
+            return memory.tensors[0]
+        if memory.tensors and self.tableau.stiffly_accurate:
+            return memory.tensors[0][-1]
+        return first
+
+    def _unsolved(
+        self, span: Span, x: Tensor, solved: Solved, equations: Equations, memory: Memory, first: Tensor | None
+    ) -> Trial:
+        """A step whose equations could not be solved."""
+        reached = combine(equations.base.detach(), span.h, equations.a[-1], list(solved.K))
+        stages, residual = list(solved.value.detach()), solved.residual
+        return Trial(span, x, reached, stages, given=memory, first=first, converged=False, residual=residual)
 
     def _solve(
         self,
@@ -115,21 +142,31 @@ class ImplicitRungeKutta(Stepper):
         first: Tensor | None,
         memory: Memory,
     ) -> tuple[Solved, Equations]:
-        """The stages of a group, from those before them; the search begins where the former step's polynomial goes, or
-        at the slope before."""
+        """The stages of a group, from those before them.
+
+        The search begins where the former step's polynomial goes, or at the slope before; where that leads an adaptive
+        method nowhere that does not damp, at the state in which the step begins: its slopes alternate where F is stiff.
+        """
         tableau = self.tableau
         base = combine(x, span.h, tableau.a[group[0]][: len(k)], k)
         rows = [tableau.a[i][group[0] : group[-1] + 1] for i in group]
         equations = Equations(f, [span.at(tableau.c[i]) for i in group], base, span.h, rows)
-        if memory.tensors:
+        adaptive = self._precision.tolerances is not None
+        if memory.times:
             solved = newton(equations, self._predicted(span, memory), linear, self._precision)
-            if solved.converged or self._precision.tolerances is not None:
+            if solved.converged or adaptive:
                 return solved, equations
             linear.forget()
         with torch.no_grad():
             before = k[-1] if k else torch.zeros_like(x) if first is None else first
             guess = torch.stack([before.detach()] * len(group))
-        return newton(equations, guess, linear, self._precision), equations
+        solved = newton(equations, guess, linear, self._precision)
+        if solved.converged or not (adaptive and self._rings and math.isfinite(solved.residual)):
+            return solved, equations
+        linear.forget()
+        with torch.no_grad():
+            guess = ((x - base) / (span.h * rows[0][0]))[None]
+        return newton(equations, guess.detach(), linear, self._precision), equations
 
     @torch.no_grad()
     def _predicted(self, span: Span, memory: Memory) -> Tensor:
@@ -157,20 +194,25 @@ class ImplicitRungeKutta(Stepper):
         return list(attach(again, solved.K, solved.at, solved.value, equations.base, tensors))
 
     @torch.no_grad()
-    def _estimate(
-        self, f: Evaluate, span: Span, x: Tensor, first: Tensor | None, k: list[Tensor], linear: Dense | Krylov
-    ) -> Tensor | None:
-        """The local error."""
-        tableau = self.tableau
-        if tableau.b_error is None:
-            return None
+    def _estimated(self, f: Evaluate, trial: Trial, linear: Dense | Krylov) -> Trial:
+        """A step with its local error, for which there may be further stages."""
+        tableau, span, x, first = self.tableau, trial.span, trial.x.detach(), trial.first
+        assert tableau.b_error is not None
+        k = [part.detach() for part in trial.stages]
+        for group in self._groups(range(tableau.used, tableau.stages)):
+            solved, equations = self._solve(f, span, x, k, group, linear, first, NOTHING)
+            if not solved.converged:
+                return self._unsolved(span, trial.x, solved, equations, trial.given, first)
+            k += list(solved.K)
         estimate = combine(None, span.h, tableau.b_error, k)
         if tableau.error_first:
             assert first is not None
             estimate = torch.add(estimate, first, alpha=span.h * tableau.error_first)
-        if tableau.filter is None:
-            return estimate
-        return linear.filtered(Equations(f, [span.t], x, span.h, ((tableau.filter,),)), tableau.filter, estimate)
+        if tableau.filter is not None:
+            equations = Equations(f, [span.t], x, span.h, ((tableau.filter,),))
+            estimate = linear.filtered(equations, tableau.filter, estimate)
+        trial.error = estimate
+        return trial
 
     def interpolate(self, f: Evaluate, trial: Trial, t: float) -> Tensor:
         """x(t) inside a step, by the collocation polynomial, else by Hermite's cubic."""

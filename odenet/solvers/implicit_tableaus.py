@@ -2,15 +2,15 @@
 
     k_i = F(t + c_i h, x + h Σ_j a_ij k_j),   x⁺ = x + h Σ_i b_i k_i,   error = h (d_0 F(t, x) + Σ_i (b_i - b̂_i) k_i)
 
-A collocation method is its abscissae. To add a method, add an entry to `IMPLICIT`. The dense output of kvaerno5 was
-derived for this library: of the polynomials of degree 4 that meet all continuous order conditions up to order 4 and
-join with their slopes, those with about the smallest error of order 5.
+A collocation method is its abscissae. To add a method, add an entry to `IMPLICIT`. Derived for this library: the dense
+output of kvaerno5 (of the polynomials of degree 4 that meet all continuous order conditions up to order 4 and join with
+their slopes, those with about the smallest error of order 5), and the error estimates of implicit_euler and trapezoid.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import sqrt
 
@@ -58,6 +58,19 @@ class ImplicitTableau:
         return len(self.b)
 
     @property
+    def damps(self) -> bool:
+        """Whether very stiff parts of the state are made smaller by a step: |R(z)| < 1 for z to -∞, with the stability
+        function R(z) = 1 + z bᵀ (I - z a)⁻¹ 1."""
+        z, one = -1e9, np.ones(self.stages)
+        growth = 1 + z * np.dot(self.b, np.linalg.solve(np.eye(self.stages) - z * np.array(self.a), one))
+        return abs(growth) < 1 / 2
+
+    @property
+    def used(self) -> int:
+        """Number of stages up to the last one that x⁺ depends on; what comes after them is for the error."""
+        return max(i for i, b in enumerate(self.b) if b != 0) + 1
+
+    @property
     def dense_rows(self) -> tuple[tuple[float, ...], ...]:
         """Rows of the stages that the dense output uses: those of the step."""
         return self.a
@@ -74,8 +87,8 @@ class ImplicitTableau:
 
     @property
     def stiffly_accurate(self) -> bool:
-        """Whether the last stage ends where the step ends, so that k_s is F(t + h, x⁺)."""
-        return self.c[-1] == 1 and self.a[-1] == self.b
+        """Whether the last stage of x⁺ ends where the step ends, and is F(t + h, x⁺)."""
+        return self.c[self.used - 1] == 1 and self.a[self.used - 1] == self.b
 
 
 @lru_cache
@@ -108,9 +121,42 @@ def _add(tableau: ImplicitTableau) -> None:
     IMPLICIT.add(tableau.name, tableau)
 
 
-_add(collocation("implicit_euler", 1, (1,), "Cauchy 1824 (backward Euler)"))
-_add(collocation("implicit_midpoint", 2, (1 / 2,), "Gauss-Legendre with one stage; Hairer, Lubich and Wanner 2006"))
-_add(collocation("trapezoid", 2, (0, 1), "Lobatto IIIA with two stages (Crank and Nicolson 1947)"))
+# The estimate is the difference to the trapezoidal rule, h/2 (k_1 - F(t, x)).
+_add(
+    collocation(
+        "implicit_euler",
+        1,
+        (1,),
+        "Cauchy 1824 (backward Euler)",
+        b_error=(0.5,),
+        error_order=2,
+        error_first=-0.5,
+        filter=1.0,
+    )
+)
+_add(
+    replace(
+        collocation("implicit_midpoint", 2, (1 / 2,), "Gauss-Legendre with one stage; Hairer, Lubich and Wanner 2006"),
+        dense=None,  # instead of the chord
+    )
+)
+# The estimate is the difference to Simpson's rule, h/3 (k_1 - 2 k_3 + k_2) = h³/12 x⁽³⁾ + O(h⁴), with a third stage in
+# the middle. That is implicit, with the diagonal of the second: an explicit one, at the middle of Hermite's cubic, is
+# h (k_1 - k_2) / 8 away from the mean of x and x⁺, which a stiff F makes large.
+_add(
+    ImplicitTableau(
+        name="trapezoid",
+        order=2,
+        c=(0, 1, 1 / 2),
+        a=((0, 0, 0), (1 / 2, 1 / 2, 0), (1 / 8, -1 / 8, 1 / 2)),
+        b=(1 / 2, 1 / 2, 0),
+        b_error=(1 / 3, 1 / 3, -2 / 3),
+        error_order=3,
+        filter=1 / 2,
+        dense=((1, -1 / 2), (0, 1 / 2), (0, 0)),
+        reference="Lobatto IIIA with two stages (Crank and Nicolson 1947)",
+    )
+)
 _add(collocation("gl4", 4, (1 / 2 - sqrt(3) / 6, 1 / 2 + sqrt(3) / 6), "Hammer and Hollingsworth 1955 (Gauss)"))
 _add(collocation("gl6", 6, (1 / 2 - sqrt(15) / 10, 1 / 2, 1 / 2 + sqrt(15) / 10), "Kuntzmann 1961; Butcher 1964"))
 _add(collocation("radau3", 3, (1 / 3, 1), "Ehle 1969 (Radau IIA with two stages)"))

@@ -108,7 +108,7 @@ class Precision:
 
     @property
     def loose(self) -> float:
-        """A correction of this size is accepted where iterating does not make it smaller."""
+        """A correction of this size is accepted where iterating does not make it smaller, the Jacobian being new."""
         return 0.3 / SHARE if self.tolerances is not None else 1e4
 
 
@@ -250,7 +250,8 @@ def newton(equations: Equations, guess: Tensor, linear: Dense | Krylov, precisio
             if not math.isfinite(size_of) and isinstance(linear, Dense) and linear.singular:
                 return Solved(K, at, value, SINGULAR, False)
             rate = size_of / last if last else 0.0
-            settled = size_of <= 1 or (size_of <= precision.loose and rate > 0.5)
+            stagnates = rate > 0.5 and (fresh or linear.exact)
+            settled = size_of <= 1 or (size_of <= precision.loose and stagnates)
             done = settled and not taking
             first = last == math.inf and not math.isfinite(size_of)
             if done or first or iteration == precision.iterations or damping < LEAST_DAMPING:

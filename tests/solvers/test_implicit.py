@@ -14,6 +14,7 @@ import odenet
 from odenet.errors import FunctionBudgetError, NonFiniteFunctionError, NonFiniteStateError, NonlinearSolveError
 from odenet.solvers.implicit_tableaus import IMPLICIT
 from odenet.solvers.newton import DENSE
+from odenet.solvers.stepper import Span
 from odenet.solvers.trees import error_order_of, order_of_weights
 from tests.oracles import PROBLEMS, Counted
 
@@ -111,7 +112,8 @@ def test_prothero_and_robinson(name):
     assert abs(error) < (1e-5 if IMPLICIT[name].stiffly_accurate else 0.1)
     if name in ADAPTIVE:
         solution = odenet.solve(F, real([0.0]), (0, 2), solver=name, rtol=1e-5, atol=1e-5)
-        assert abs(float(solution.last) - math.cos(2)) < 1e-4 and solution.stats.accepted < 150
+        most = 150 if IMPLICIT[name].error_order > 2 else 500
+        assert abs(float(solution.last) - math.cos(2)) < 1e-4 and solution.stats.accepted < most
 
 
 def van_der_pol(t, x):
@@ -122,6 +124,9 @@ def van_der_pol(t, x):
     ("name", "end", "tolerance"),
     [
         ("radau5", 820.0, 1e-5),
+        pytest.param("trapezoid", 2000.0, 1e-3, marks=pytest.mark.slow),
+        pytest.param("trapezoid", 820.0, 1e-5, marks=pytest.mark.slow),
+        pytest.param("implicit_euler", 820.0, 1e-5, marks=pytest.mark.slow),
         pytest.param("radau5", 2000.0, 1e-7, marks=pytest.mark.slow),
         pytest.param("kvaerno5", 2000.0, 1e-7, marks=pytest.mark.slow),
         pytest.param("kvaerno3", 2000.0, 1e-5, marks=pytest.mark.slow),
@@ -133,7 +138,7 @@ def test_van_der_pols_oscillator_at_mu_1000_is_scipys(name, end, tolerance):
     reference = solve_ivp(slope, (0, end), [2.0, 0.0], "Radau", rtol=fine, atol=fine).y[:, -1]
     solution = odenet.solve(van_der_pol, real(2.0, 0.0), (0, end), solver=name, rtol=tolerance, atol=tolerance)
     assert abs(float(solution.last[0]) - reference[0]) < 500 * tolerance
-    assert solution.stats.accepted < 3000
+    assert solution.stats.accepted < (3000 if IMPLICIT[name].error_order > 2 else 9000)
 
 
 @pytest.mark.parametrize(
@@ -147,8 +152,53 @@ def test_robertsons_reaction_is_scipys(name):
     slope = lambda t, y: F(t, torch.tensor(y, dtype=torch.float64)).numpy()  # noqa: E731
     reference = solve_ivp(slope, (0, 1e4), [1.0, 0.0, 0.0], "Radau", rtol=1e-10, atol=1e-14).y[:, -1]
     solution = odenet.solve(F, real(1.0, 0.0, 0.0), (0, 1e4), solver=name, rtol=1e-6, atol=1e-10)
-    np.testing.assert_allclose(solution.last, reference, rtol=1e-3)
+    np.testing.assert_allclose(solution.last, reference, rtol=1e-3 if IMPLICIT[name].order > 1 else 3e-3)
     assert float(solution.last.sum()) == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["implicit_euler", "trapezoid"])
+def test_the_estimate_of_a_step_is_its_error(name):
+    """On x' = λx, R(hλ) - e^(hλ) where hλ is small; where it is large the estimate is neither large nor nothing.
+
+    And on x' = λ (x - g(t)) + g'(t) for λ to -∞ it goes to zero with the error, which is of size h^q/λ.
+    """
+    tableau, stepper = IMPLICIT[name], odenet.solvers.solvers[name]
+
+    def step(F, x0, h):
+        trial = stepper.step(lambda t, x: F(torch.tensor(t), x), Span(0, 0.0, h, h), real(x0), error=True)
+        return float(trial.error), float(trial.x_next)
+
+    for z in (0.01, -0.01):
+        estimate, got = step(lambda t, x, z=z: z * x, 1.0, 1.0)
+        assert estimate == pytest.approx(got - math.exp(z), rel=0.02)
+        assert got == pytest.approx(growth(name, z), rel=1e-12)
+    for z in (-1e3, -1e6):
+        estimate, _ = step(lambda t, x, z=z: z * x, 1.0, 1.0)
+        assert 0.4 < abs(estimate) < 1
+    for rate in (-1e4, -1e6):
+        F = lambda t, x, rate=rate: rate * (x - torch.sin(3 * t)) + 3 * torch.cos(3 * t)  # noqa: E731
+        estimate, got = step(F, 0.0, 0.1)
+        assert 0.2 < estimate / (got - math.sin(0.3)) < 1
+        assert 0 < abs(estimate * rate) < 10 * 0.1**tableau.error_order
+
+
+@pytest.mark.parametrize("name", [n for n in IMPLICIT if IMPLICIT[n].explicit_first])
+def test_the_last_slope_of_a_step_is_the_first_of_the_next(name):
+    """F(t, x) is evaluated where the solve begins and where a jump lets it begin anew, and gradients go through it."""
+    if name != "kvaerno5":  # another method takes its last step before the jump
+        calls = [
+            odenet.solve(lambda t, x: 1 + 0 * x, real(1.0), (0, 1), solver=name, steps=4, jumps=jumps).stats.nfe
+            for jumps in ([], [0.5], [0.25, 0.5])
+        ]
+        assert calls == [calls[0], calls[0] + 1, calls[0] + 2]
+    x0, F = real(1.0).requires_grad_(), (lambda t, x: -20 * torch.sin(x) * (1 + t))
+    for how in ({"steps": 6}, {"rtol": 1e-6, "atol": 1e-6}):
+        found = {}
+        for gradient in ("autograd", "checkpoint"):
+            last = odenet.solve(F, x0, solver=name, gradient=gradient, **how).last
+            found[gradient] = last.detach(), *torch.autograd.grad(last.sum(), x0)
+        for ours, theirs in zip(*found.values(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
 
 
 class Heat(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -12,6 +13,7 @@ from odenet.errors import InputError
 from odenet.solvers.explicit import combine
 from odenet.solvers.implicit import ImplicitRungeKutta
 from odenet.solvers.implicit_function import DENSE, attach
+from odenet.solvers.implicit_tableaus import ImplicitTableau
 from odenet.solvers.jacobian import size
 from odenet.solvers.newton import known
 from odenet.solvers.per_sample.field import Rows
@@ -32,6 +34,7 @@ from odenet.solvers.stepper import NOTHING, Evaluate, Memory, Span, Trial
 
 if TYPE_CHECKING:
     from odenet.solvers.per_sample.problem import SampleProblem
+    from odenet.solvers.per_sample.spans import Spans
 
 
 class SampleImplicit(ImplicitRungeKutta):
@@ -67,53 +70,39 @@ class SampleImplicit(ImplicitRungeKutta):
         error: bool = False,
     ) -> Trial:
         """One step of each sample."""
-        tableau, h, spans, rows = self.tableau, cast(Any, span.h), cast(Any, span), cast(Rows, f)
-        explicit = tableau.explicit_first
-        if first is None and (explicit or tableau.error_first):
+        tableau, rows = self.tableau, cast(Rows, f)
+        first = self._first(memory, first)
+        if first is None and (tableau.explicit_first or tableau.error_first):
             first = f(span.t, x)
-        factors, precision = Factors(len(x)), self._precision_of(rows)
-        left = torch.zeros(len(x), dtype=torch.float64)
-        k: list[Tensor] = []
-        for group in [range(tableau.stages)] if tableau.coupled else [range(i, i + 1) for i in range(tableau.stages)]:
-            if explicit and not k:
-                assert first is not None
-                k.append(first)
-                continue
-            row = tableau.a[group[0]][: len(k)]
-            base = combine(x, h, row, k) if any(row) else x
-            a = [tableau.a[i][group[0] : group[-1] + 1] for i in group]
-            equations = SampleEquations(rows, [spans.at(tableau.c[i]) for i in group], base, h, a)
-            with torch.no_grad():
-                before = k[-1] if k else torch.zeros_like(x) if first is None else first
-                guess = torch.stack([before.detach()] * len(group))
-                plain = equations._replace(base=base.detach())
-                K, found = newton_rows(plain, guess, factors, precision, (left == 0).nonzero()[:, 0])
-                left = torch.where(left == 0, found, left)
-                if bool((left != 0).any()):  # nothing of what did not converge is to come near the tape
-                    bad = (left != 0).to(x.device).reshape(1, -1, *(1,) * (x.dim() - 1))
-                    K = K.masked_fill(bad, 0)
-            k += list(_attached(equations, K) if torch.is_grad_enabled() else K)
-        x_next = combine(x, h, tableau.b, k)
-        estimate = self._filtered(k, h, first, factors) if error else None
-        trial = Trial(span, x, x_next, k, estimate, given=memory, first=first)
-        if bool((left != 0).any()):
-            trial.unsolved = left
+        stages = _Stages(rows, cast(Any, span), x, first, self._precision_of(rows), Factors(len(x)))
+        k: list[Tensor] = [first] if tableau.explicit_first and first is not None else []
+        for group in self._groups(range(len(k), tableau.used)):
+            k += stages.solve(tableau, group, k, self._rings)
+        x_next = combine(x, span.h, tableau.b, k)
+        trial = Trial(span, x, x_next, k, given=memory, first=first)
+        if self._carries_slope:
+            trial.memory, trial.end = Memory((k[-1],)), k[-1]
+        if error and tableau.b_error is not None:
+            trial.error = self._error(stages, k)
+        if bool((stages.left != 0).any()):
+            trial.unsolved = stages.left
         return trial
 
     @torch.no_grad()
-    def _filtered(self, k: list[Tensor], h: Tensor, first: Tensor | None, factors: Factors) -> Tensor | None:
-        """The local errors."""
-        tableau = self.tableau
-        if tableau.b_error is None:
-            return None
+    def _error(self, stages: _Stages, k: Sequence[Tensor]) -> Tensor:
+        """The local errors, for which there may be further stages."""
+        tableau, h, k = self.tableau, stages.spans.h, [part.detach() for part in k]
+        assert tableau.b_error is not None
+        for group in self._groups(range(tableau.used, tableau.stages)):
+            k += stages.solve(tableau, group, k, self._rings)
         estimate = combine(None, h, tableau.b_error, k)
         if tableau.error_first:
-            assert first is not None
-            estimate = torch.addcmul(estimate, first, h * tableau.error_first)
+            assert stages.first is not None
+            estimate = torch.addcmul(estimate, stages.first, h * tableau.error_first)
         if tableau.filter is None:
             return estimate
-        assert factors.first is not None
-        matrix = -h.reshape(-1, 1, 1) * tableau.filter * factors.first
+        assert stages.factors.first is not None
+        matrix = -h.reshape(-1, 1, 1) * tableau.filter * stages.factors.first
         matrix.diagonal(dim1=1, dim2=2).add_(1)
         solved, _ = torch.linalg.solve_ex(matrix, flat_rows(estimate).to(matrix.dtype)[..., None])
         return shaped_rows(solved[..., 0], estimate)
@@ -130,6 +119,45 @@ class SampleImplicit(ImplicitRungeKutta):
     def _selected(self, tolerance: Any, index: Tensor) -> Any:
         own = isinstance(tolerance, Tensor) and tolerance.dim() == self._dim and len(tolerance) == self._batch
         return tolerance.index_select(0, index) if own else tolerance
+
+
+class _Stages:
+    """The stages of a step of each sample, solved one group after the other.
+
+    Attributes:
+        left: what was left of each sample's equations, 0 where they were solved, (rows,) on the host.
+    """
+
+    def __init__(
+        self, f: Rows, spans: Spans, x: Tensor, first: Tensor | None, precision: SamplePrecision, factors: Factors
+    ):
+        self.f, self.spans, self.x, self.first = f, spans, x, first
+        self.precision, self.factors = precision, factors
+        self.left = torch.zeros(len(x), dtype=torch.float64)
+
+    def solve(self, tableau: ImplicitTableau, group: range, k: Sequence[Tensor], rings: bool) -> list[Tensor]:
+        """The stages of a group from those before them; zero where they, or stages before, could not be solved."""
+        x, spans, left = self.x, self.spans, self.left
+        row = tableau.a[group[0]][: len(k)]
+        base = combine(x, spans.h, row, k) if any(row) else x
+        a = [tableau.a[i][group[0] : group[-1] + 1] for i in group]
+        equations = SampleEquations(self.f, [spans.at(tableau.c[i]) for i in group], base, spans.h, a)
+        with torch.no_grad():
+            before = k[-1] if k else torch.zeros_like(x) if self.first is None else self.first
+            guess = torch.stack([before.detach()] * len(group))
+            plain = equations._replace(base=base.detach())
+            K, found = newton_rows(plain, guess, self.factors, self.precision, (left == 0).nonzero()[:, 0])
+            again = ((found > 0) & found.isfinite()).nonzero()[:, 0]
+            if rings and self.precision.tolerances is not None and len(again):  # as `ImplicitRungeKutta` does
+                self.factors.stale[again] = True
+                at = again.to(x.device)
+                K = K.index_copy(1, at, ((x - base) / (spans.h * a[0][0])).detach()[None].index_select(1, at))
+                K, found = newton_rows(plain, K, self.factors, self.precision, again)
+            left = self.left = torch.where(left == 0, found, left)
+            if bool((left != 0).any()):  # nothing of what did not converge is to come near the tape
+                bad = (left != 0).to(x.device).reshape(1, -1, *(1,) * (x.dim() - 1))
+                K = K.masked_fill(bad, 0)
+        return list(_attached(equations, K) if torch.is_grad_enabled() else K)
 
 
 def _attached(equations: SampleEquations, K: Tensor) -> Tensor:

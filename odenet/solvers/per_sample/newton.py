@@ -230,7 +230,7 @@ def newton_rows(
         size = precision.sizes(delta, mine, own, tolerances)
         rate = torch.where(last[rows] > 0, size / last[rows], 0.0)
         finite = size.isfinite()
-        settled = (size <= 1) | ((size <= precision.loose) & (rate > 0.5))
+        settled = (size <= 1) | ((size <= precision.loose) & (rate > 0.5) & fresh[rows])
         done = settled & ~taking
         hopeless = (last[rows].isinf() & ~finite) | (damping[rows] < LEAST_DAMPING) | (~finite & singular.cpu())
         stop = done | hopeless | (iteration == precision.iterations)
