@@ -6,8 +6,8 @@ over depth (where F becomes another function), are taken by a Runge-Kutta method
 
 from __future__ import annotations
 
-import copy
 import warnings
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -50,38 +50,35 @@ class Adams(Stepper):
     Args:
         order: k.
         corrector: Adams-Moulton after Adams-Bashforth.
+        options: of the corrector.
+
+    Raises:
+        InputError: an option that cannot be used.
 
     Reference:
         Bashforth and Adams 1883; Hairer, Nørsett and Wanner 1993, Solving Ordinary Differential Equations I, III.1,
         III.5 (weights for unequal steps).
     """
 
-    def __init__(self, order: int, corrector: bool = False):
-        self.order, self.corrector = order, corrector
+    per_sample = True
+
+    def __init__(self, order: int, corrector: bool = False, options: Mapping[str, Any] | None = None):
+        self.order, self.corrector, self.looks_back = order, corrector, order - 1
         self.name = f"{'abm' if corrector else 'ab'}{order}"
         self.reference = f"Adams-Bashforth{'-Moulton' if corrector else ''} of order {order}; Bashforth and Adams 1883"
         self.options = ("corrections", "settled") if corrector else ()
-        self._corrections: int = 1
-        self._settled: tuple[Any, Any] | None = None
+        options = options or {}
+        self._corrections: int = options.get("corrections", 1)
+        self._settled: tuple[Any, Any] | None = options.get("settled")
         self._starter = ExplicitRungeKutta(TABLEAUS[STARTERS[order]])
+        if not isinstance(self._corrections, int) or self._corrections < 1:
+            raise InputError(f"corrections must be a positive integer, got {self._corrections!r}")
+        if self._settled is not None and len(self._settled) != 2:
+            raise InputError(f"settled must be a pair (rtol, atol), got {self._settled!r}")
 
     def prepare(self, problem: Problem) -> Adams:
-        """This method with the options of a solve.
-
-        Raises:
-            InputError: an option that cannot be used.
-        """
-        options = problem.scheme.options
-        if not options:
-            return self
-        prepared = copy.copy(self)
-        prepared._corrections = options.get("corrections", 1)
-        prepared._settled = options.get("settled")
-        if not isinstance(prepared._corrections, int) or prepared._corrections < 1:
-            raise InputError(f"corrections must be a positive integer, got {prepared._corrections!r}")
-        if prepared._settled is not None and len(prepared._settled) != 2:
-            raise InputError(f"settled must be a pair (rtol, atol), got {prepared._settled!r}")
-        return prepared
+        """This method with the options of a solve."""
+        return Adams(self.order, self.corrector, problem.scheme.options) if problem.scheme.options else self
 
     def step(
         self,
@@ -106,21 +103,24 @@ class Adams(Stepper):
             for correction in range(1, self._corrections + 1):
                 before, stages = x_next, [*slopes, f(span.t_next, x_next)]
                 x_next = combine(x, span.h, weights, stages[1:])
-                if self._settled is not None and self._is_settled(x, before, x_next):
+                if self._settled is not None and bool(self._is_settled(x, before, x_next).all()):
                     break
                 if self._settled is not None and correction == self._corrections:
-                    warnings.warn(
-                        f"the corrections of {self.name} did not settle within {correction} iterations a step; allow "
-                        "more of them, or take smaller steps",
-                        stacklevel=2,
-                    )
+                    self._warn()
         return Trial(span, x, x_next, stages, given=memory, memory=Memory(slopes[1:], times[1:]), first=k)
 
     @torch.no_grad()
-    def _is_settled(self, x: Tensor, before: Tensor, x_next: Tensor) -> bool:
+    def _is_settled(self, x: Tensor, before: Tensor, x_next: Tensor) -> Tensor:
+        """Whether a correction changed little, element by element."""
         assert self._settled is not None
-        weight = scale(before - x, *self._settled, x_next - x)
-        return bool(((x_next - before).abs() <= weight).all())
+        return (x_next - before).abs() <= scale(before - x, *self._settled, x_next - x)
+
+    def _warn(self) -> None:
+        warnings.warn(
+            f"the corrections of {self.name} did not settle within {self._corrections} iterations a step; allow more "
+            "of them, or take smaller steps",
+            stacklevel=3,
+        )
 
     def _weights(self, span: Span, times: tuple[float, ...]) -> tuple[float, ...]:
         # Rounded, so that the steps of a uniform grid share one entry of the cache.

@@ -118,6 +118,8 @@ class Stepper:
         per_sample: whether each sample may have a step of its own: then h in `Span` may be a tensor that broadcasts
             against the state, and nothing of the step may depend on other samples.
         options: names of the options that `prepare` finds in the scheme.
+        looks_back: how many steps before this one it has to know the starts of, where each sample has its own
+            (`Spans.before`).
         controller: how its adaptive steps are picked where nothing is said of it, a name of `controllers`.
     """
 
@@ -130,6 +132,7 @@ class Stepper:
     lasting: bool = False
     per_sample: bool = False
     options: tuple[str, ...] = ()
+    looks_back: int = 0
     controller: str = "PI6020"
 
     @property

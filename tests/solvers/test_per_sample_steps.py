@@ -82,8 +82,60 @@ def test_a_step_size_gives_each_its_own_number_of_steps_and_a_grid_its_own_ends(
     assert one.stats.samples.accepted.tolist() == [2] * 5
 
 
+@pytest.mark.parametrize("solver", ["ab3", "abm4"])
+def test_adams_methods_have_the_weights_of_each_samples_own_past_with_gradients(solver):
+    """On grids of each sample's own, over a knot that each reaches with another step, behind which its past ends."""
+
+    class Layer(torch.nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, t, x, rate):
+            return self.factor * pendulum(t, x, rate)
+
+    F = PiecewiseConstant([Layer(1.0), Layer(-0.7)])
+    rows = torch.tensor([0, 1, 2, 4])
+    unit = lambda n, p: torch.linspace(0, 1, n + 1).double() ** p  # noqa: E731
+    halves = [(6, 1.0), (8, 1.5), (9, 0.7), (11, 1.2)]  # steps up to the knot, and how they grow
+    parts = torch.stack([torch.cat([unit(n, p), 1 + unit(17 - n, p)[1:]]) / 2 for n, p in halves], 1)
+    grid, x0 = T0[rows] + parts * (T1 - T0)[rows], X0[rows].clone().requires_grad_()
+    rate = RATE[rows].clone().requires_grad_()
+    found = {}
+    for gradient in ("autograd", "checkpoint"):
+        whole = odenet.solve(
+            F, x0, (T0[rows], T1[rows]), args=(rate,), solver=solver, grid=grid, gradient=gradient, **OWN
+        )
+        found[gradient] = torch.autograd.grad((whole.last**2).sum(), (x0, rate))
+    for n, i in enumerate(rows.tolist()):
+        shared = odenet.solve(
+            F, x0[n : n + 1], (float(T0[i]), float(T1[i])), args=(rate[n : n + 1],), solver=solver,
+            grid=grid[:, n].tolist(),
+        )  # fmt: skip
+        torch.testing.assert_close(whole.last[n], shared.last[0], rtol=1e-12, atol=1e-13)
+        assert shared.stats.nfe == int(whole.stats.samples.nfe[n])
+        wanted = torch.autograd.grad((shared.last**2).sum(), (x0, rate))
+        for grads in found.values():
+            for ours, theirs in zip(grads, wanted, strict=True):
+                torch.testing.assert_close(ours[n], theirs[n], rtol=1e-11, atol=1e-13)
+
+
+def test_corrections_go_on_for_the_samples_that_have_not_settled():
+    F = Rows(lambda t, x, rate: -rate * torch.sinh(x))
+    x0, rate = torch.ones(3, 2, dtype=torch.float64), torch.tensor([[0.1], [8.0], [1.0]], dtype=torch.float64)
+    how = {"solver": "abm4", "steps": 12, "options": {"corrections": 30, "settled": (1e-3, 1e-10)}}
+    whole = odenet.solve(F, x0, args=(rate,), **how, **OWN)
+    calls = [odenet.solve(lambda t, x, i=i: -rate[i] * torch.sinh(x), x0[i : i + 1], **how).stats.nfe for i in range(3)]
+    assert whole.stats.samples.nfe.tolist() == calls and calls[1] > calls[0] and sum(F.rows) == sum(calls)
+    with pytest.warns(UserWarning, match="did not settle within 2 iterations"):
+        odenet.solve(F, x0, args=(rate,), **how | {"options": {"corrections": 2, "settled": (1e-3, 1e-10)}}, **OWN)
+    with pytest.raises(odenet.errors.InputError, match="corrections must be a positive integer, got 0"):
+        odenet.solve(F, x0, args=(rate,), **how | {"options": {"corrections": 0}}, **OWN)
+
+
+@pytest.mark.parametrize("solver", ["rk4", "abm4"])
 @pytest.mark.parametrize("gradient", ["autograd", "checkpoint"])
-def test_knots_stops_jumps_and_events_on_given_grids_with_gradients(gradient):
+def test_knots_stops_jumps_and_events_on_given_grids_with_gradients(gradient, solver):
     """x' = 1, 2, 4 on the thirds of each sample's own way, jumping by 8 at t = 1/2; doubled where it reaches 1/3."""
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
 
@@ -98,7 +150,7 @@ def test_knots_stops_jumps_and_events_on_given_grids_with_gradients(gradient):
     t1 = torch.tensor([0.3, 3.0, 0.9], dtype=torch.float64)
     F, x0 = PiecewiseConstant([Slope(n) for n in range(3)]), torch.zeros(3, 1, dtype=torch.float64)
     double = odenet.Event(lambda t, x: x[:, 0] - 1 / 3, direction=1, update=lambda t, x: 2 * x)
-    how = {"solver": "rk4", "step_size": 0.04, "jumps": [0.5], "stops": [0.1], "event": double, "gradient": gradient}
+    how = {"solver": solver, "step_size": 0.04, "jumps": [0.5], "stops": [0.1], "event": double, "gradient": gradient}
     whole = odenet.solve(F, x0, (0.0, t1), per_sample=True, **how)
     (found,) = torch.autograd.grad(whole.last.sum(), scale)
     wanted = torch.zeros(())
@@ -135,7 +187,7 @@ def test_what_breaks_down_on_a_given_grid_is_named_and_leaves_the_others_alone()
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"solver": "ab3"}, "cannot give each sample its own steps"),
+        ({"solver": "kvaerno5"}, "cannot give each sample its own steps"),
         ({"steps": None, "grid": torch.zeros(4, 3)}, "a column a sample"),
         ({"steps": None, "grid": torch.linspace(0, 0.9, 4)[:, None].expand(4, 5)}, "must run from t0=0 to t1=1"),
         ({"steps": None, "step_size": 1e-6}, "more than max_steps"),

@@ -56,7 +56,7 @@ class SampleWatcher:
 
     def hits(self, stepper: Stepper, step: Step) -> list[SampleHit]:
         """The events in accepted steps, for each sample in order of time and up to its first terminal one."""
-        (t, t_next, _), samples = step.spans.host, step.f.samples
+        (t, t_next, *_), samples = step.spans.host, step.f.samples
         found: list[SampleHit] = []
         everywhere: Interior | None = None
 

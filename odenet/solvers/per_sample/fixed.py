@@ -32,6 +32,8 @@ class FixedWalk(Walk):
         assert problem.grids is not None
         self.grids, self.number = problem.grids, problem.grids.behind(problem.begin, problem.sign)
         self.patient = self.scheme.on_failure == "status"
+        if self.stepper.looks_back:
+            self.before = torch.full((len(self.samples), self.stepper.looks_back), math.nan, dtype=torch.float64)
 
     def begin(self) -> None:
         """The memory of the method, where the samples begin."""
@@ -52,7 +54,8 @@ class FixedWalk(Walk):
         """Every sample takes one step."""
         samples = self.samples
         t_next, step = self.grids.step(samples, self.number[samples], self.t)
-        spans, size = Spans(self.t, t_next, self.x, step), step.abs()
+        before = None if self.before is None else self.before.masked_fill(self.fresh[:, None], math.nan)
+        spans, size = Spans(self.t, t_next, self.x, step, before), step.abs()
         if self._check_budget(size):
             return
         self._complete_first()
@@ -63,6 +66,8 @@ class FixedWalk(Walk):
         ok = self._look_for_failures(trial, size) if self.patient or trial.unsolved is not None else None
         landed = t_next == self.end if ok is None else (t_next == self.end) & ok
         self.number[samples] += 1
+        if before is not None:
+            self.before = torch.cat([before[:, 1:], self.t[:, None]], 1)
         if ok is None or bool(ok.any()):
             self._accept(trial, ok, landed if bool(landed.any()) else None, size)
         if self.broken:

@@ -14,10 +14,12 @@ from odenet.depth import DepthWeights
 from odenet.errors import InputError
 from odenet.solvers.events import Event
 from odenet.solvers.implicit import ImplicitRungeKutta
+from odenet.solvers.multistep import Adams
 from odenet.solvers.per_sample.field import SampleField
 from odenet.solvers.per_sample.grids import Grids
 from odenet.solvers.per_sample.hit import SampleHit
 from odenet.solvers.per_sample.implicit import SampleImplicit
+from odenet.solvers.per_sample.multistep import SampleAdams
 from odenet.solvers.per_sample.timetable import Timetable
 from odenet.solvers.problem import transforms
 from odenet.solvers.registry import solvers
@@ -140,7 +142,9 @@ class SampleProblem:
     def stepper(self) -> Stepper:
         """The native method that takes the steps."""
         stepper = solvers[self.scheme.solver]
-        return SampleImplicit(stepper, self) if isinstance(stepper, ImplicitRungeKutta) else stepper
+        if isinstance(stepper, ImplicitRungeKutta):
+            return SampleImplicit(stepper, self)
+        return SampleAdams(stepper, self.scheme.options) if isinstance(stepper, Adams) else stepper
 
 
 def sample_interval(interval: Sequence[Any], batch: int) -> tuple[Tensor, Tensor]:

@@ -20,23 +20,37 @@ class Spans:
         t_next: where they end.
         x: the state there, for shape, dtype and device.
         step: t_next - t, or what a uniform grid calls it.
+        before: where the steps before these began, oldest first, (rows, n) on the host; NaN where there was none.
         piece: F for these samples on the pieces of depth that they go over, where that is wanted.
 
     Attributes:
-        host: t, t_next and the size of the step on the host.
+        host: t, t_next, the size of the step, and `before` where it is given, on the host.
         h: t_next - t in the state's precision, of a shape that broadcasts against the state.
     """
 
-    def __init__(self, t: Tensor, t_next: Tensor, x: Tensor, step: Tensor | None = None, piece: Rows | None = None):
+    def __init__(
+        self,
+        t: Tensor,
+        t_next: Tensor,
+        x: Tensor,
+        step: Tensor | None = None,
+        before: Tensor | None = None,
+        piece: Rows | None = None,
+    ):
         self.piece = piece
         self._shape, self._dtype = (-1, *(1,) * (x.dim() - 1)), x.dtype.to_real()
         step = t_next - t if step is None else step
-        self.host = t, t_next, step
+        self.host: tuple[Tensor, ...] = (t, t_next, step) if before is None else (t, t_next, step, before)
         if x.device.type != "cpu":
             wide = torch.float32 if x.device.type == "mps" else torch.float64
             t, t_next, step = torch.stack([t, t_next, step]).to(x.device, wide, non_blocking=True)
         self.t, self.t_next, self.step = t, t_next, step
         self.h = step.to(self._dtype).reshape(self._shape)
+
+    @property
+    def before(self) -> Tensor:
+        """Where the steps before these began, (rows, n) on the host."""
+        return self.host[3]
 
     def at(self, c: float) -> Tensor:
         """t + c h, and exactly t_next at c = 1."""
@@ -57,8 +71,7 @@ class Spans:
         """The spans of some of the samples: which, on the host and on the state's device."""
         spans = copy(self)
         spans.piece = None if self.piece is None else self.piece.select(rows)
-        t, t_next, step = (part.index_select(0, rows) for part in self.host)
-        spans.host = t, t_next, step
+        spans.host = tuple(part.index_select(0, rows) for part in self.host)
         for name in ("t", "t_next", "step", "h"):
             setattr(spans, name, getattr(self, name).index_select(0, index))
         return spans

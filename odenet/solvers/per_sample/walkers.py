@@ -30,6 +30,7 @@ class Walkers:
         first: F(t, x), for the rows in `known`, or for all if that is None; None if it is not known.
         uses_first: whether the method's steps start with F(t, x).
         fresh: for which rows the method's memory was made where they are.
+        before: where the steps before began, oldest first, (rows, n), for a method that looks back; NaN where none did.
         f: F for these samples.
     """
 
@@ -57,6 +58,7 @@ class Walkers:
         self.uses_first = True
         self.memory = NOTHING
         self.fresh = torch.ones_like(self.samples, dtype=torch.bool)
+        self.before: Tensor | None = None
         self.f = self.field.on(self.samples, self.segment)
 
     def _move(self, trial: Trial, ok: Tensor | None, rows: Tensor | None, taken: Step | None) -> None:
@@ -116,7 +118,7 @@ class Walkers:
         """Go on with some of the samples only."""
         rows = keep.nonzero()[:, 0]
         index = self._device(rows)
-        for name in ("samples", "t", "sign", "segment", "end", "h", "resolution", "error", "fresh", "known"):
+        for name in ("samples", "t", "sign", "segment", "end", "h", "resolution", "error", "fresh", "known", "before"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else value.index_select(0, rows))
         self.past = [part.index_select(0, rows) for part in self.past]
