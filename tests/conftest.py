@@ -48,7 +48,8 @@ def _thinned(item):
     name = getattr(item, "callspec", None) and item.callspec.params.get("solver")
     if name not in IMPLICIT or any(part in item.nodeid for part in EVERY_IMPLICIT):
         return False
-    return not IMPLICIT[name] or (name == "radau5" and any(part in item.nodeid for part in LONG))
+    long = LONG if name == "radau5" else ("lotka", "tolerance_governs")
+    return not IMPLICIT[name] or any(part in item.nodeid for part in long)
 
 
 def pytest_collection_modifyitems(items):

@@ -16,7 +16,9 @@ def kind(name: str) -> tuple[Any, ...]:
     facts = (type(stepper), stepper.adaptive, getattr(stepper, "corrector", None))
     if tableau is None:
         return facts
-    return (*facts, getattr(tableau, "fsal", None), tableau.dense is None, bool(getattr(tableau, "dense_c", ())))
+    names = ("fsal", "coupled", "explicit_first")
+    facts += tuple(getattr(tableau, name, None) for name in names)
+    return (*facts, tableau.dense is None, bool(getattr(tableau, "dense_c", ())))
 
 
 def representatives() -> set[str]:
