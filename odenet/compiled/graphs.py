@@ -215,7 +215,7 @@ def adaptive(tableau: Tableau, controller: Controller, order: int, estimate: boo
                 outputs.copy_(torch.where(inside.reshape(-1, *[1] * x.dim()), values, outputs))
             length = signed.abs()
             accept = controller.safety * error.clamp(min=LEAST) ** (-b1) * e1 ** (-b2) * e2 ** (-b3)
-            accept = length * accept.clamp(controller.shrink, controller.grow)
+            accept = length * accept.clamp(controller.least, controller.grow)
             accept = torch.where(lands, torch.maximum(h, accept), accept)
             retry = length * (controller.safety * error ** (-1 / order)).clamp(controller.shrink, 1.0)
             retry = torch.where(finite, retry, length * controller.shrink)

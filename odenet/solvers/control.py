@@ -26,9 +26,9 @@ Norm = Callable[[Tensor], Any]
 class Controller:
     """Picks the next step from the scaled error norms E of the last ones; a step is accepted if E <= 1.
 
-        h_next = h · clip(safety · E_n^(-β_1/q) · E_{n-1}^(-β_2/q) · E_{n-2}^(-β_3/q))
+        h_next = h · clip(safety · E_n^(-β_1/q) · E_{n-1}^(-β_2/q) · E_{n-2}^(-β_3/q), least, grow)
 
-    with E falling like h^q. After a rejected step h_next = h · clip(safety · E^(-1/q), at most 1). Where nothing
+    with E falling like h^q. After a rejected step h_next = h · clip(safety · E^(-1/q), shrink, 1). Where nothing
     changes, steps settle at safety^(1/Σβ) of the one that would just be accepted.
 
     Attributes:
@@ -36,6 +36,7 @@ class Controller:
         safety: the factor where all E are 1.
         shrink: smallest factor.
         grow: largest factor.
+        least: smallest factor after an accepted step; at 1 steps are made smaller only where one was rejected.
 
     Reference:
         Söderlind 2003, Digital filters in adaptive time-stepping; Hairer and Wanner 1996, Solving Ordinary
@@ -46,10 +47,14 @@ class Controller:
     safety: float = 0.9
     shrink: float = 0.2
     grow: float = 10.0
+    least: float = 0.2
 
     def __post_init__(self) -> None:
-        if not (0 < self.shrink < 1 <= self.grow and 0 < self.safety <= 1 and len(self.exponents) == 3):
-            raise InputError(f"a controller needs 0 < shrink < 1 <= grow, 0 < safety <= 1, 3 exponents, got {self}")
+        sizes = 0 < self.shrink < 1 <= self.grow and 0 < self.least <= 1
+        if not (sizes and 0 < self.safety <= 1 and len(self.exponents) == 3):
+            raise InputError(
+                f"a controller needs 0 < shrink < 1 <= grow, 0 < least <= 1, 0 < safety <= 1, 3 exponents, got {self}"
+            )
 
     def factor(self, errors: Sequence[float], order: int) -> float:
         """h_next / h after an accepted step.
@@ -62,7 +67,7 @@ class Controller:
         for error, exponent in zip(errors, self.exponents, strict=False):
             if exponent:
                 factor *= max(error, LEAST) ** (-exponent / order)
-        return min(self.grow, max(self.shrink, factor))
+        return min(self.grow, max(self.least, factor))
 
     def retry(self, error: float, order: int) -> float:
         """h_next / h after a rejected step with scaled error `error`."""
@@ -76,6 +81,9 @@ controllers.add("PI", Controller((0.7, -0.4, 0.0)))
 controllers.add("PI3333", Controller((2 / 3, -1 / 3, 0.0)))
 controllers.add("PI4020", Controller((3 / 5, -1 / 5, 0.0)))
 controllers.add("PI6020", Controller((4 / 5, -1 / 5, 0.0), safety=0.92))  # settles at 0.87; docs/solvers.md
+controllers.add("PI6020_long", Controller((4 / 5, -1 / 5, 0.0), safety=0.947))  # settles at 0.913, for bosh3
+controllers.add("PI6020_short", Controller((4 / 5, -1 / 5, 0.0), safety=0.57))  # settles at 0.39, for kvaerno5
+controllers.add("I_hold", Controller(least=1.0))  # torchdiffeq's and diffrax's; for adaptive_heun, reversible_heun
 controllers.add("PI8525", Controller((0.85, -0.25, 0.0), safety=0.87))  # settles at 0.79, for dopri8
 controllers.add("H211PI", Controller((1 / 6, 1 / 6, 0.0)))
 controllers.add("PID", Controller((1 / 18, 1 / 9, 1 / 18)))  # Söderlind's H312PID

@@ -44,7 +44,7 @@ class ImplicitRungeKutta(Stepper):
     def __init__(self, tableau: ImplicitTableau, companion: ImplicitRungeKutta | None = None):
         self.tableau, self.companion = tableau, companion
         self.name, self.order, self.reference = tableau.name, tableau.order, tableau.reference
-        self.error_order = tableau.error_order
+        self.error_order, self.controller = tableau.error_order, tableau.controller
         self.per_sample = companion is None
         self._problem: Problem | None = None
         self._precision = Precision(None, rms)

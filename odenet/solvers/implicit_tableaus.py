@@ -35,6 +35,7 @@ class ImplicitTableau:
         error_first: d_0, the weight of F(t, x) in the estimate where no stage is F(t, x).
         filter: γ_0: the estimate is multiplied by (I - h γ_0 ∂F/∂x)⁻¹, which keeps it bounded for stiff F; None for an
             estimate that is bounded already.
+        controller: how adaptive steps are picked where nothing is said of it, a name of `controllers`.
         dense: rows of polynomial coefficients of the dense output: x(t + θh) = x + h Σ_i k_i Σ_j dense[i][j] θ^(j+1);
             None for cubic Hermite interpolation.
         reference: the paper.
@@ -50,6 +51,7 @@ class ImplicitTableau:
     error_first: float = 0.0
     filter: float | None = None
     dense: tuple[tuple[float, ...], ...] | None = None
+    controller: str = "PI6020"
     reference: str = ""
 
     @property
@@ -247,6 +249,7 @@ _add(
         b=_rows[6],
         b_error=tuple(p - q for p, q in zip(_rows[6], _rows[5], strict=True)),
         error_order=5,
+        controller="PI6020_short",
         dense=(
             (1, -2.1280258149853393, 1.8024416770762923, -0.5378183503145499),
             (0, 0, 0, 0),

@@ -1,6 +1,7 @@
 """Who picks h: controllers, bounds, grids, forced stops, jumps of F, and what is returned when a solve breaks down."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -50,6 +51,22 @@ def test_a_controllers_settings_govern_the_steps():
     slow = odenet.solve(LINEAR.F, LINEAR.x0, (0, 2), first_step=1e-3, controller=Controller(grow=1.5))
     ratios = [b / a for a, b in zip(slow.stats.h, slow.stats.h[1:], strict=False)]
     assert max(ratios) <= 1.5 * (1 + 1e-12) and max(ratios[:8]) == pytest.approx(1.5)
+    with pytest.raises(InputError, match="0 < least <= 1"):
+        Controller(least=0.0)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_steps_are_held_until_one_is_rejected(per_sample):
+    """With least=1 every step is at least as long as the one before, but for those behind a rejected one."""
+    F = lambda t, x: torch.cos(t * t).reshape(-1, *(1,) * (x.dim() - 1)) + 0 * x  # noqa: E731 needs ever shorter steps
+    how = {"solver": "bosh3", "rtol": 1e-6, "atol": 1e-6, "per_sample": per_sample}
+    x0 = torch.zeros(1, 2, dtype=torch.float64)
+    found = {}
+    for least in (1.0, 0.2):
+        stats = odenet.solve(F, x0, (0.0, 8.0), controller=Controller(least=least), **how).stats
+        each = stats.samples.h[0].tolist() if per_sample else stats.h
+        found[least] = sum(b < a * (1 - 1e-12) for a, b in pairwise(each[:-1])), stats.rejected
+    assert 0 < found[1.0][0] <= found[1.0][1] and found[0.2][0] > 4 * found[0.2][1] > 0
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE)

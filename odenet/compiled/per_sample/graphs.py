@@ -125,7 +125,7 @@ def rounds(tableau: Tableau, controller: Controller, order: int) -> Callable[...
             for e, exponent in zip((error, e1, e2), exponents, strict=True):
                 if exponent:
                     factor = factor * power(e.clamp(min=LEAST), -exponent)
-            accept = length * factor.clamp(controller.shrink, controller.grow)
+            accept = length * factor.clamp(controller.least, controller.grow)
             accept = torch.where(lands, torch.maximum(h, accept), accept)
             retry = length * (controller.safety * power(error, -1 / order)).clamp(controller.shrink, 1.0)
             retry = torch.where(finite, retry, length * controller.shrink)

@@ -255,7 +255,7 @@ struct Lanes {
       const bool finite = error[r] < INFINITY;
       const double level = log_(std::max(finite ? error[r] : 1.0, LEAST));
       const double grow = SAFETY * exp_(-BETA1 * level - BETA2 * e1[r] - BETA3 * e2[r]);
-      const double grown = length[r] * std::min(GROW, std::max(SHRINK, grow));
+      const double grown = length[r] * std::min(GROW, std::max(LEAST_FACTOR, grow));
       const double again = SAFETY * exp_(level * (-1.0 / ORDER_OF_ERROR));
       const double retried = length[r] * (finite ? std::min(1.0, std::max(SHRINK, again)) : SHRINK);
       const double landed = lands[r] != 0 ? std::max(now[r], grown) : grown;

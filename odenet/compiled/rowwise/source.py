@@ -155,7 +155,8 @@ def controller_of(control: tuple[Controller, int] | None) -> list[str]:
     betas = ", ".join(f"BETA{i + 1} = {beta / order!r}" for i, beta in enumerate(controller.exponents))
     return [
         f"constexpr double SAFETY = {controller.safety!r}, SHRINK = {controller.shrink!r}, "
-        f"GROW = {controller.grow!r}, {betas}, ORDER_OF_ERROR = {order}, RETRIES = {NONFINITE_RETRIES}, "
+        f"GROW = {controller.grow!r}, LEAST_FACTOR = {controller.least!r}, {betas}, "
+        f"ORDER_OF_ERROR = {order}, RETRIES = {NONFINITE_RETRIES}, "
         f"STRETCH = {STRETCH!r}, LEAST = {LEAST!r}, LEAST_ERROR = {LEAST_ERROR!r};"
     ]
 

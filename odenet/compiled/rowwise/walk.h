@@ -225,7 +225,7 @@ extern "C" void NAMED(walk_adaptive)(Walk* c) {
     double factor = SAFETY * std::pow(std::max(error, LEAST), -BETA1);
     if (BETA2 != 0) factor *= std::pow(c->e1, -BETA2);
     if (BETA3 != 0) factor *= std::pow(c->e2, -BETA3);
-    const double grown = length * std::min(GROW, std::max(SHRINK, factor));
+    const double grown = length * std::min(GROW, std::max(LEAST_FACTOR, factor));
     const long n = long(c->n);
     c->ts[n] = t, c->hs[n] = size;
     each_block(c, [&](long b, long thread) {

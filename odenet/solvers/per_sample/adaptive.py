@@ -84,8 +84,7 @@ class AdaptiveWalk(Walk):
             ok &= unsolved == 0
         factor = factors(self.controller, [error, *self.past], self.order)
         if ok is not None:
-            if self.controller.exponents != (1, 0, 0) or not math.isfinite(worst):  # else the two are one
-                factor = torch.where(ok, factor, retries(self.controller, error, self.order))
+            factor = torch.where(ok, factor, retries(self.controller, error, self.order))
             if unsolved is not None:
                 factor = torch.where((unsolved > 0) & unsolved.isfinite(), UNSOLVED_SHRINK, factor)
             self.rejected.append(self.samples[~ok])

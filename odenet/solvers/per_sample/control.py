@@ -54,7 +54,7 @@ def factors(controller: Controller, errors: Sequence[Tensor], order: int) -> Ten
             factor = part if factor is None else factor.mul_(part)
     if factor is None:
         factor = torch.ones_like(errors[0])
-    return factor.mul_(controller.safety).clamp_(controller.shrink, controller.grow)
+    return factor.mul_(controller.safety).clamp_(controller.least, controller.grow)
 
 
 def retries(controller: Controller, errors: Tensor, order: int) -> Tensor:

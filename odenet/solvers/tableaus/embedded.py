@@ -16,6 +16,7 @@ METHODS = (
         a=((), (1,)),
         b=(1 / 2, 1 / 2),
         b_error=(-1 / 2, 1 / 2),
+        controller="I_hold",
         reference="Heun 1900, with Euler's method embedded",
     ),
     Tableau(
@@ -34,6 +35,7 @@ METHODS = (
         a=((), (1 / 2,), (0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
         b=(2 / 9, 1 / 3, 4 / 9, 0),
         b_error=(-5 / 72, 1 / 12, 1 / 9, -1 / 8),
+        controller="PI6020_long",
         reference="Bogacki and Shampine 1989",
     ),
     Tableau(
