@@ -41,11 +41,12 @@ class ImplicitRungeKutta(Stepper):
         companion: takes the steps of which a stage would lie outside of the piece of depth; of the same order.
     """
 
+    per_sample = True
+
     def __init__(self, tableau: ImplicitTableau, companion: ImplicitRungeKutta | None = None):
         self.tableau, self.companion = tableau, companion
         self.name, self.order, self.reference = tableau.name, tableau.order, tableau.reference
         self.error_order, self.controller = tableau.error_order, tableau.controller
-        self.per_sample = companion is None
         self._problem: Problem | None = None
         self._precision = Precision(None, rms)
         self._at_once = tableau.coupled or tableau.stages == 1

@@ -5,6 +5,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 import odenet
+from odenet.depth import PiecewiseConstant
 from odenet.solvers import solvers
 from odenet.solvers.implicit import ImplicitRungeKutta
 
@@ -52,6 +53,45 @@ def test_a_sample_takes_the_steps_that_it_takes_alone(solver):
         )
         assert (alone.stats.accepted, alone.stats.rejected) == (int(each.accepted[i]), int(each.rejected[i]))
         torch.testing.assert_close(whole.ys[:, i], alone.ys[:, 0], rtol=1e-6, atol=1e-7)
+
+
+def test_a_method_that_cannot_is_refused(monkeypatch):
+    monkeypatch.setattr(solvers["rk4"], "per_sample", False)
+    with pytest.raises(odenet.errors.InputError, match="'rk4' cannot give each sample its own steps"):
+        odenet.solve(lambda t, x: -x, torch.ones(2, 3), solver="rk4", steps=2, per_sample=True)
+
+
+@pytest.mark.parametrize("gradient", ["autograd", "checkpoint"])
+def test_who_would_look_behind_its_knot_is_taken_by_the_companion_and_the_others_are_not(gradient):
+    """kvaerno5, c_3 = 1.2303: samples reach the knot in the middle of their ways in different rounds."""
+
+    class Layer(torch.nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = torch.nn.Parameter(torch.tensor(factor, dtype=torch.float64))
+
+        def forward(self, t, x, rate):
+            return -self.factor * rate * x + torch.cos(3 * t).reshape(-1, 1)
+
+    layers = [Layer(1.0), Layer(4.0)]
+    F, weights = PiecewiseConstant(layers), [layer.factor for layer in layers]
+    rate = torch.tensor([[1.0], [60.0], [5.0]], dtype=torch.float64)
+    x0, t1 = torch.ones(3, 2, dtype=torch.float64), torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    ts = t1 * torch.tensor([0.0, 0.21, 0.48, 0.77, 0.97, 1.0], dtype=torch.float64)[:, None]
+    how = {"solver": "kvaerno5", "gradient": gradient}
+    for steps in ({"step_size": 0.061}, {"rtol": 1e-6, "atol": 1e-6}):
+        whole = odenet.solve(F, x0, (0.0, t1), args=(rate,), ts=ts, **steps, **how, **OWN)
+        found = torch.autograd.grad(whole.ys.sum(), weights)
+        wanted = [torch.zeros((), dtype=torch.float64) for _ in weights]
+        for i in range(3):
+            own = {"args": (rate[i : i + 1],), "ts": ts[:, i].tolist()}
+            alone = odenet.solve(F, x0[i : i + 1], (0.0, float(t1[i])), **own, **steps, **how)
+            assert alone.stats.accepted == int(whole.stats.samples.accepted[i])
+            torch.testing.assert_close(whole.ys[:, i], alone.ys[:, 0], rtol=1e-8, atol=1e-9)
+            grads = torch.autograd.grad(alone.ys.sum(), weights)
+            wanted = [a + b for a, b in zip(wanted, grads, strict=True)]
+        for ours, theirs in zip(found, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("solver", METHODS)
@@ -114,8 +154,6 @@ def test_equations_that_cannot_be_solved_are_those_of_their_sample():
     assert caught.value.sample == 1
     with pytest.raises(odenet.errors.InputError, match="up to 256 unknowns"):
         odenet.solve(lambda t, x: -x, torch.ones(2, 400), solver="sdirk2", per_sample=True)
-    with pytest.raises(odenet.errors.InputError, match="cannot give each sample its own steps"):
-        odenet.solve(lambda t, x: -x, torch.ones(2, 3), solver="kvaerno5", per_sample=True)
 
 
 def test_states_of_complex_numbers_of_single_precision_and_of_trees():

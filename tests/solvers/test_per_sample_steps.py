@@ -187,7 +187,6 @@ def test_what_breaks_down_on_a_given_grid_is_named_and_leaves_the_others_alone()
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"solver": "kvaerno5"}, "cannot give each sample its own steps"),
         ({"steps": None, "grid": torch.zeros(4, 3)}, "a column a sample"),
         ({"steps": None, "grid": torch.linspace(0, 0.9, 4)[:, None].expand(4, 5)}, "must run from t0=0 to t1=1"),
         ({"steps": None, "step_size": 1e-6}, "more than max_steps"),

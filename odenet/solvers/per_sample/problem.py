@@ -15,6 +15,7 @@ from odenet.errors import InputError
 from odenet.solvers.events import Event
 from odenet.solvers.implicit import ImplicitRungeKutta
 from odenet.solvers.multistep import Adams
+from odenet.solvers.per_sample.companion import SampleCompanied
 from odenet.solvers.per_sample.field import SampleField
 from odenet.solvers.per_sample.grids import Grids
 from odenet.solvers.per_sample.hit import SampleHit
@@ -143,7 +144,7 @@ class SampleProblem:
         """The native method that takes the steps."""
         stepper = solvers[self.scheme.solver]
         if isinstance(stepper, ImplicitRungeKutta):
-            return SampleImplicit(stepper, self)
+            return (SampleImplicit if stepper.companion is None else SampleCompanied)(stepper, self)
         return SampleAdams(stepper, self.scheme.options) if isinstance(stepper, Adams) else stepper
 
 
