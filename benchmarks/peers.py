@@ -84,6 +84,7 @@ DIFFRAX = {
     "tsit5": ("Tsit5", 6),
     "dopri8": ("Dopri8", 13),
     "kvaerno3": ("Kvaerno3", 3),
+    "kvaerno4": ("Kvaerno4", 4),
     "kvaerno5": ("Kvaerno5", 6),
 }
 

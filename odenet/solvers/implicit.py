@@ -38,7 +38,7 @@ class ImplicitRungeKutta(Stepper):
 
     Args:
         tableau: of the method.
-        companion: takes the steps of which a stage would lie outside of the piece of depth; of the same order.
+        companion: takes the steps of which a stage would lie outside of the piece of depth; of no lower order.
     """
 
     per_sample = True
@@ -248,7 +248,7 @@ class ImplicitRungeKutta(Stepper):
         return self._problem.field.recompute()
 
 
-_companions = {"kvaerno5": "radau5"}
+_companions = {"kvaerno4": "radau5", "kvaerno5": "radau5"}
 METHODS = [
     ImplicitRungeKutta(tableau, ImplicitRungeKutta(IMPLICIT[_companions[name]]) if name in _companions else None)
     for name, tableau in IMPLICIT.items()

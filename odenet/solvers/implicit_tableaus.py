@@ -229,6 +229,40 @@ _add(
         reference="Kværnø 2004 (ESDIRK 3/2)",
     )
 )
+_g = 0.5728160625  # of the method that goes on with its last stage
+_p, _q, _r = 12 * _g**2 - 6 * _g + 1, 3 * _g - 1, 12 * _g**2 - 9 * _g + 2
+_rows = (
+    (),
+    (_g,),
+    (
+        (144 * _g**4 - 180 * _g**3 + 81 * _g**2 - 15 * _g + 1) * _g / _p**2,
+        (-36 * _g**3 + 39 * _g**2 - 15 * _g + 2) * _g / _p**2,
+    ),
+    (
+        (-144 * _g**5 + 396 * _g**4 - 330 * _g**3 + 117 * _g**2 - 18 * _g + 1) / (12 * _g**2 * _r),
+        (72 * _g**4 - 126 * _g**3 + 69 * _g**2 - 15 * _g + 1) / (12 * _g**2 * _q),
+        (-6 * _g**2 + 6 * _g - 1) * _p**2 / (12 * _g**2 * _r * _q),
+    ),
+    (
+        (288 * _g**4 - 312 * _g**3 + 120 * _g**2 - 18 * _g + 1) / (48 * _g**2 * _r),
+        (24 * _g**2 - 12 * _g + 1) / (48 * _g**2 * _q),
+        -(_p**3) / (48 * _g**2 * _q * _r * (6 * _g**2 - 6 * _g + 1)),
+        (-24 * _g**3 + 36 * _g**2 - 12 * _g + 1) / (24 * _g**2 - 24 * _g + 4),
+    ),
+)
+_rows = tuple((*row, _g if row else 0.0, *(0.0,) * (4 - len(row))) for row in _rows)
+_add(
+    ImplicitTableau(
+        name="kvaerno4",
+        order=4,
+        c=(0, 2 * _g, sum(_rows[2]), 1, 1),
+        a=_rows,
+        b=_rows[4],
+        b_error=tuple(p - q for p, q in zip(_rows[4], _rows[3], strict=True)),
+        error_order=4,
+        reference="Kværnø 2004 (ESDIRK 4/3)",
+    )
+)
 _g = 0.26
 _rows = (
     (),
