@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from odenet.compiled.record import ONE_THREAD
 from odenet.compiled.report import CompileWarning, captured, tell, warn
 from odenet.compiled.rowwise import NotRowwiseError
+from odenet.compiled.scope import Leaves, compiler_missing, of_F, of_problem, of_scheme
 from odenet.solvers.problem import Problem
 from odenet.solvers.scheme import Scheme
 from odenet.solvers.solution import Solution
 
 if TYPE_CHECKING:
-    from odenet.compiled.scope import Leaves
     from odenet.compiled.walk import Graphs
     from odenet.solvers.per_sample import SampleProblem
     from odenet.solvers.stats import Stats
@@ -35,6 +35,7 @@ class Entry:
         calls: how many there were.
         evaluations: calls of F in those of them that have ended, where each sample had its own steps.
         last: the counts of the latest of these.
+        fits: the latest scheme that can be compiled, as far as the scheme goes.
         graphs: the compiled solve, once there is one.
         refusal: why there is none, once that is known.
         warned: whether the user was told the reason.
@@ -43,6 +44,7 @@ class Entry:
     calls: int = 0
     evaluations: int = 0
     last: Stats | None = None
+    fits: Scheme | None = None
     graphs: Any = None
     refusal: str | None = None
     warned: bool = False
@@ -69,9 +71,9 @@ def solve(problem: Problem) -> Solution | None:
         return None
     if entry.refusal is not None:
         return refused(problem, entry, entry.refusal)
-    from odenet.compiled.scope import reason
-
-    graphs = graphs_of(problem, entry, reason(problem), _graphs)
+    refusal = None if entry.fits is scheme else of_scheme(scheme)
+    entry.fits = scheme if refusal is None else None
+    graphs = graphs_of(problem, entry, refusal or of_problem(problem), _graphs)
     if graphs is None:
         return None
     try:
@@ -109,8 +111,6 @@ def graphs_of(problem: Any, entry: Entry, refusal: str | None, make: Callable[[A
         refusal: why this one is not compiled, or None.
         make: the graphs of a problem.
     """
-    from odenet.compiled.scope import compiler_missing
-
     if refusal is not None:
         return refused(problem, entry, refusal, lasting=False)
     if entry.graphs is None:
@@ -159,8 +159,6 @@ def walked_by(problem: Any, entry: Entry, graphs: Any, t: Tensor | None = None) 
         graphs: of this kind of solve.
         t: the time as F is shown it, if not t0.
     """
-    from odenet.compiled.scope import Leaves, of_F
-
     begin, before, leaves = time.perf_counter(), graphs.compilations, Leaves((), (), [])
     wanted = torch.is_grad_enabled()
     if wanted:

@@ -85,6 +85,7 @@ class Solves:
     Attributes:
         tableau: of the method.
         used: stages that a step without an error estimate takes.
+        tried: evaluations of F that each adaptive step takes.
         control: the controller and the order of the error estimate of an adaptive solve, else None.
         compilations: how many pieces of code have been made so far.
         capacity: steps that the next record has room for.
@@ -95,6 +96,7 @@ class Solves:
         stepper = solvers[scheme.solver]
         assert isinstance(stepper, ExplicitRungeKutta)
         self.tableau, self.used = stepper.tableau, stepper.tableau.used
+        self.tried = self.tableau.stages - 1 if self.tableau.fsal else self.tableau.stages
         self.control = None
         if scheme.adaptive:
             assert stepper.error_order is not None
@@ -128,8 +130,7 @@ class Solves:
             starts: how often F was evaluated where the walk begins, and for a first step.
         """
         scheme, stats, accepted = problem.scheme, problem.stats, len(sizes)
-        a_step = self.tableau.stages - 1 if self.tableau.fsal else self.tableau.stages
-        nfe = starts * (2 if scheme.first_step is None else 1) + tries * a_step
+        nfe = starts * (2 if scheme.first_step is None else 1) + tries * self.tried
         if scheme.max_nfe is not None and nfe > scheme.max_nfe:
             return False
         stats.nfe, stats.accepted, stats.rejected, stats.forced = nfe, accepted, tries - accepted, forced

@@ -14,6 +14,7 @@ from odenet.compiled.record import inside
 from odenet.solvers.explicit import ExplicitRungeKutta
 from odenet.solvers.problem import Problem
 from odenet.solvers.registry import solvers
+from odenet.solvers.scheme import Scheme
 
 GRADIENTS = ("autograd", "checkpoint", "stagewise")
 MOST_OUTPUTS = 64
@@ -23,27 +24,33 @@ SEVERAL = "F changes along depth (untied weights or jumps), and one graph holds 
 NOTHING = "there is nothing to walk, or the state has no batch"
 
 
-def reason(problem: Problem) -> str | None:
-    """Why a problem is not compiled, as the end of a sentence, or None; what F itself does is not looked at."""
-    scheme, x0 = problem.scheme, problem.x0
+def of_scheme(scheme: Scheme) -> str | None:
+    """Why no solve by a scheme is compiled, as the end of a sentence, or None."""
     if scheme.backend != "native":
         return f"the steps of backend={scheme.backend!r} are taken by another library"
-    stepper = solvers[scheme.solver]
-    if type(stepper) is not ExplicitRungeKutta:
+    if type(solvers[scheme.solver]) is not ExplicitRungeKutta:
         return f"only explicit Runge-Kutta methods are compiled, not {scheme.solver!r}"
     if scheme.gradient not in GRADIENTS or scheme.gradient_options:
         given = f"gradient={scheme.gradient!r}" + (" with gradient_options" if scheme.gradient_options else "")
         return f"the compiled way back keeps every state, which is not {given}"
-    if problem.weights.pieces != 1 or len(problem.pieces()) != 1:
+    if scheme.norm is not None or (scheme.adaptive and any(isinstance(t, Tensor) for t in scheme.tolerances)):
+        return "norm and tolerances per element are looked at from the host"
+    return None
+
+
+def of_problem(problem: Problem) -> str | None:
+    """Why a problem whose scheme can be compiled is not, or None; what F itself does is not looked at."""
+    scheme = problem.scheme
+    if problem.weights.pieces != 1 or (scheme.jumps and len(problem.pieces()) != 1):
         return SEVERAL
     if problem.events or problem.dense:
         return "events and dense=True look at steps from the host"
     if problem.t0 == problem.t1:
         return NOTHING
-    refusal = of_state(x0)
-    if refusal is not None:
+    refusal = of_state(problem.x0)
+    if refusal is not None or (not scheme.stops and problem.ts == [problem.t1]):
         return refusal
-    return _adaptive(problem, stepper) if scheme.adaptive else _fixed(problem)
+    return _adaptive(problem) if scheme.adaptive else _fixed(problem)
 
 
 def of_state(x0: Tensor) -> str | None:
@@ -60,16 +67,14 @@ def of_state(x0: Tensor) -> str | None:
     return None
 
 
-def _adaptive(problem: Problem, stepper: ExplicitRungeKutta) -> str | None:
-    scheme = problem.scheme
-    if scheme.norm is not None or any(isinstance(tolerance, Tensor) for tolerance in scheme.tolerances):
-        return "norm and tolerances per element are looked at from the host"
+def _adaptive(problem: Problem) -> str | None:
     if len(problem.landings()[0]) > 1:
         return "stops are looked at from the host"
-    between = inside(problem)
+    between, stepper = inside(problem), problem.stepper
+    assert isinstance(stepper, ExplicitRungeKutta)
     tableau = stepper.tableau
     if between and (tableau.dense is None or tableau.dense_c or not tableau.fsal or tableau.stages > tableau.used + 1):
-        return f"outputs inside the steps of {scheme.solver!r} need more evaluations of F"
+        return f"outputs inside the steps of {problem.scheme.solver!r} need more evaluations of F"
     if len(between) > MOST_OUTPUTS:
         return f"more than {MOST_OUTPUTS} outputs inside are cheaper eagerly"
     return None

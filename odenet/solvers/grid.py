@@ -28,7 +28,7 @@ class Piece(NamedTuple):
     end: float
 
 
-def pieces_of_depth(t0: float, t1: float, knots: Sequence[float], jumps: Iterable[float] = ()) -> list[Piece]:
+def pieces_of_depth(t0: float, t1: float, knots: Sequence[float], jumps: Sequence[float] = ()) -> list[Piece]:
     """The pieces from t0 to t1.
 
     Args:
@@ -37,6 +37,8 @@ def pieces_of_depth(t0: float, t1: float, knots: Sequence[float], jumps: Iterabl
         knots: interior knots of the weights, as fractions of the interval.
         jumps: times at which F is discontinuous; those at the ends or outside cut nothing.
     """
+    if not knots and not jumps:
+        return [Piece(0, t0, t1)]
     sign = -1.0 if t1 < t0 else 1.0
     edges = [t0, *(t0 + (t1 - t0) * knot for knot in knots), t1]
     inside = sorted({t for t in jumps if sign * t0 < sign * t < sign * t1}, key=lambda t: sign * t)

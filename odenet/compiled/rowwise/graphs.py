@@ -14,14 +14,14 @@ from torch._higher_order_ops.wrap import wrap
 
 from odenet.compiled.record import Chunk, Solves, Walked, answers, inside
 from odenet.compiled.rowwise.capture import Captured
-from odenet.compiled.rowwise.library import Code, Walk, pointers
-from odenet.compiled.rowwise.source import backward, forward, lanes_for, widths
+from odenet.compiled.rowwise.library import Code, Room, pointers
+from odenet.compiled.rowwise.source import backward, forward
 from odenet.compiled.rowwise.values import NotRowwiseError
 from odenet.compiled.scope import Leaves
 from odenet.compiled.walk import Graphs, own
 from odenet.solvers.problem import Problem
 
-WORTH_A_THREAD = 2  # blocks of samples for each thread
+WORTH_A_THREAD = 8  # blocks of samples for each thread
 NO_TIMES = torch.empty(0, dtype=torch.float64)
 
 
@@ -31,15 +31,14 @@ class Field:
 
     Attributes:
         graph: F as it was captured.
-        walks: code of the walk, by samples of a block.
-        backs: code of the way back, by the inputs that are differentiated and samples of a block; None where the
-            gradient couples the samples.
+        walk: code of the walk, once it is made.
+        backs: code of the way back, by the inputs that are differentiated; None where the gradient couples the samples.
         flat: the inputs of the latest call.
     """
 
     graph: Captured
-    walks: dict[int, Code] = field(default_factory=dict)
-    backs: dict[tuple[int, ...], dict[int, Code] | None] = field(default_factory=dict)
+    walk: Code | None = None
+    backs: dict[tuple[int, ...], Code | None] = field(default_factory=dict)
     flat: tuple[Any, ...] = ()
 
     def tensors(self) -> list[Tensor]:
@@ -108,45 +107,42 @@ class RowGraphs(Solves):
         x = problem.x0.detach().contiguous()
         field, batch = self.field(problem, x), x.shape[0]
         code = self._walk_code(field, x)
-        call = Walk(batch=batch, threads=_threads(batch, code.lanes), keep=keep)
-        inputs = field.tensors()
-        places = pointers(inputs)
-        work = x.new_empty(code.work_size(batch, call.threads))
-        end = torch.empty_like(x)
-        call.inputs, call.x0, call.x1, call.work = addressof(places), x.data_ptr(), end.data_ptr(), work.data_ptr()
+        inputs, end = field.tensors(), torch.empty_like(x)
+        room = Room.take(code, x, _threads(batch, code.lanes), inputs)
+        room.call.x0, room.call.x1, room.call.keep = x.data_ptr(), end.data_ptr(), keep
         shape = -(-batch // code.lanes), x.numel() // batch, code.lanes
-        return (self._adaptive if self.control else self._fixed)(problem, call, code, x, end, shape)
+        walked = (self._adaptive if self.control else self._fixed)(problem, room, x, end, shape)
+        room.leave()
+        return walked
 
-    def _adaptive(
-        self, problem: Problem, call: Walk, code: Code, x: Tensor, end: Tensor, shape: tuple[int, ...]
-    ) -> Walked | None:
-        scheme, t1, between = problem.scheme, problem.t1, inside(problem)
-        times, outputs = NO_TIMES, x[:0]
+    def _adaptive(self, problem: Problem, room: Room, x: Tensor, end: Tensor, shape: tuple[int, ...]) -> Walked | None:
+        t1, call, between, times, outputs = problem.t1, room.call, inside(problem), NO_TIMES, ()
         if between:
             times, outputs = torch.tensor(between, dtype=torch.float64), x.new_empty(len(between), *x.shape)
-            call.times, call.at_times, call.outputs = times.data_ptr(), outputs.data_ptr(), len(between)
-        rtol, atol = scheme.tolerances
-        call.t1, call.sign, call.rtol, call.atol = t1, problem.direction, rtol, atol
-        call.h_min, call.h_max, call.max_steps = scheme.h_min, scheme.h_max, scheme.max_steps
-        call.resolution = problem.resolution
-        call.t, call.h, call.e1, call.e2, call.fresh = problem.t0, scheme.first_step or 0.0, 1.0, 1.0, 1
-        capacity = self.room(math.prod(shape) * x.element_size() if call.keep else 0)
-        chunks, sizes, xs = [], [], x
+            call.times, call.at_times = times.data_ptr(), outputs.data_ptr()
+        call.outputs = len(outputs)
+        self._tell(problem, room)
+        keep = call.keep
+        capacity = self.room(math.prod(shape) * x.element_size() if keep else 0)
+        call.capacity, chunks, sizes = capacity, [], []
         while True:
-            record = torch.empty(2, capacity + 1, dtype=torch.float64)
-            call.ts, call.hs = record.data_ptr(), record.data_ptr() + record.element_size() * (capacity + 1)
-            if call.keep:
-                xs = x.new_empty(capacity, *shape)
-                call.xs = xs.data_ptr()
-            call.capacity, call.n = capacity, 0
-            code.walk(call)
+            if keep:
+                record, xs = torch.empty(2, capacity + 1, dtype=torch.float64), x.new_empty(capacity, *shape)
+                call.ts, call.xs = record.data_ptr(), xs.data_ptr()
+                call.hs = call.ts + record.element_size() * (capacity + 1)
+            else:
+                call.ts, call.hs = room.steps(capacity)  # nobody looks at the grid
+            call.n = 0
+            room.code.walk(call)
             count = int(call.n)
             if call.t != t1 and count < capacity:
                 return None
-            sizes += record[1, :count].tolist()
-            if call.keep:
+            if keep:
+                sizes += record[1, :count].tolist()
                 record[0, count] = call.t
                 chunks.append(BlockChunk(record[0], record[1], xs, count, x.shape))
+            else:
+                sizes += room.sizes(count)
             if call.t == t1:
                 break
             call.fresh = 0
@@ -154,9 +150,19 @@ class RowGraphs(Solves):
             return None
         return Walked(chunks, answers(problem, end, outputs), times)
 
-    def _fixed(
-        self, problem: Problem, call: Walk, code: Code, x: Tensor, end: Tensor, shape: tuple[int, ...]
-    ) -> Walked | None:
+    @staticmethod
+    def _tell(problem: Problem, room: Room) -> None:
+        """How the walk is to go, and that it begins."""
+        scheme, call, told = problem.scheme, room.call, (problem.scheme, problem.t0, problem.t1)
+        if not (room.told and room.told[0] is scheme and room.told[1:] == told[1:]):
+            room.told, (call.rtol, call.atol) = told, scheme.tolerances
+            call.t1, call.sign, call.resolution = problem.t1, problem.direction, problem.resolution
+            call.h_min, call.h_max, call.max_steps = scheme.h_min, scheme.h_max, scheme.max_steps
+        call.t, call.h, call.e1, call.e2, call.fresh = problem.t0, scheme.first_step or 0.0, 1.0, 1.0, 1
+        call.tries = call.forced = call.bad = 0.0
+
+    def _fixed(self, problem: Problem, room: Room, x: Tensor, end: Tensor, shape: tuple[int, ...]) -> Walked | None:
+        call = room.call
         grid, between = self.grid(problem), inside(problem)
         count, most = len(grid.spans), problem.scheme.max_nfe
         if most is not None and count * self.used > most:
@@ -164,7 +170,7 @@ class RowGraphs(Solves):
         call.keep = bool(call.keep or between)
         xs = x.new_empty(count if call.keep else 0, *shape)
         call.ts, call.hs, call.xs, call.count = grid.ends.data_ptr(), grid.sizes.data_ptr(), xs.data_ptr(), count
-        code.walk(call)
+        room.code.walk(call)
         if not bool(torch.isfinite(end.sum())):
             return None
         self.count_fixed(problem, grid)
@@ -185,12 +191,10 @@ class RowGraphs(Solves):
             return self._back_as_a_whole(problem, walked, leaves, a, cotangents)
         a = a.detach().clone(memory_format=torch.contiguous_format)
         inputs = field.tensors()
-        call = Walk(batch=len(x), threads=_threads(len(x), code.lanes))
-        work = x.new_empty(code.work_size(len(x), call.threads))
+        room = Room.take(code, x, _threads(len(x), code.lanes), inputs)
         parts = [torch.empty_like(field.flat[place], memory_format=torch.contiguous_format) for place in places]
-        given_places, found_places = pointers(inputs), pointers(parts)
-        call.inputs, call.x1, call.work = addressof(given_places), a.data_ptr(), work.data_ptr()
-        call.gradients = addressof(found_places)
+        found_places, call = pointers(parts), room.call
+        call.x1, call.gradients, call.outputs = a.data_ptr(), addressof(found_places), 0
         given = NO_TIMES
         if cotangents:
             given = torch.stack([torch.zeros_like(a) if c is None else c for c in cotangents])
@@ -204,6 +208,7 @@ class RowGraphs(Solves):
             more = [part.clone() for part in parts] if len(walked.chunks) > 1 else parts
             totals = more if steps == 0 else [t + m for t, m in zip(totals, more, strict=True)]
             steps += chunk.count
+        room.leave()
         found = dict(zip(places, totals, strict=True))
         self.count_back(problem, steps, bool(cotangents))
         return a, *(found[wanted[i]] if i in wanted else torch.zeros_like(t) for i, t in enumerate(leaves.tensors))
@@ -218,10 +223,10 @@ class RowGraphs(Solves):
         return gradients
 
     def _walk_code(self, field: Field, x: Tensor) -> Code:
-        if not field.walks:
+        if field.walk is None:
             source = forward(field.graph.forward(), self.tableau, self.control)
-            field.walks = self._code(source, "walk_adaptive" if self.control else "walk_fixed", x)
-        return field.walks[lanes_for(len(x), x.dtype)]
+            field.walk = self._code(source, "walk_adaptive" if self.control else "walk_fixed", x)
+        return field.walk
 
     def _back_code(self, field: Field, x: Tensor, wanted: tuple[int, ...]) -> Code | None:
         if wanted not in field.backs:
@@ -230,12 +235,11 @@ class RowGraphs(Solves):
                 field.backs[wanted] = self._code(source, "walk_back", x)
             except NotRowwiseError:
                 field.backs[wanted] = None
-        codes = field.backs[wanted]
-        return None if codes is None else codes[lanes_for(len(x), x.dtype)]
+        return field.backs[wanted]
 
-    def _code(self, source: str, name: str, x: Tensor) -> dict[int, Code]:
+    def _code(self, source: str, name: str, x: Tensor) -> Code:
         self.compilations += 1
-        return Code.of(source, name, widths(x.dtype))
+        return Code.of(source, name, x.dtype)
 
 
 class BlockChunk(Chunk):

@@ -1,6 +1,5 @@
 // Numbers in lanes: every quantity of F is kept as [element][lane], one lane for a sample, so that all arithmetic goes
-// over R samples at once, whatever their size. T, R and the register's width in bytes, WIDTH, are defined before; what R is
-// part of is written once for every R that a library holds.
+// over R samples at once, whatever their size. T, R and the register's width in bytes, WIDTH, are defined before.
 typedef T V __attribute__((vector_size(WIDTH), aligned(WIDTH)));
 typedef T U __attribute__((vector_size(WIDTH), aligned(alignof(T)), may_alias));  // at any address
 constexpr long LANES = WIDTH / sizeof(T), NV = R / LANES;

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ FLAGS = (
 SETTINGS = ("t1", "sign", "rtol", "atol", "h_min", "h_max", "resolution", "max_steps")
 PROGRESS = ("n", "t", "h", "e1", "e2", "tries", "forced", "bad")
 COUNTS = ("batch", "threads", "capacity", "keep", "fresh", "count", "outputs")
+KEPT = 2**16  # numbers that a walk may work in and keep
 PLACES = ("inputs", "x0", "x1", "ts", "hs", "xs", "times", "at_times", "work", "gradients")
 
 
@@ -70,22 +71,81 @@ class Walk(ctypes.Structure):
 
 @dataclass
 class Code:
-    """Functions of one library."""
+    """Functions of one library.
+
+    Attributes:
+        walk: takes a `Walk`.
+        work_size: (batch, threads) -> how many numbers it works in.
+        lanes: samples of a block, which fill a register.
+        rooms: memory that was used and may be used again.
+    """
 
     walk: Any
     work_size: Any
     lanes: int
+    rooms: list[Room] = field(default_factory=list)
 
     @classmethod
-    def of(cls, source: str, name: str, widths: Sequence[int]) -> dict[int, Code]:
-        """The function called `name` of a source, and how much memory it works in, for blocks of each width."""
-        found, codes = library(source), {}
-        for lanes in widths:
-            walk, work_size = found[f"{name}_{lanes}"], found[f"work_size_{lanes}"]
-            walk.argtypes, walk.restype = (ctypes.POINTER(Walk),), None
-            work_size.argtypes, work_size.restype = (ctypes.c_int64, ctypes.c_int64), ctypes.c_int64
-            codes[lanes] = cls(walk, work_size, lanes)
-        return codes
+    def of(cls, source: str, name: str, dtype: torch.dtype) -> Code:
+        """The function called `name` of a source, and how much memory it works in."""
+        found = library(source)
+        walk, work_size = found[name], found["work_size"]
+        walk.argtypes, walk.restype = (ctypes.POINTER(Walk),), None
+        work_size.argtypes, work_size.restype = (ctypes.c_int64, ctypes.c_int64), ctypes.c_int64
+        return cls(walk, work_size, register_width() // dtype.itemsize)
+
+
+class Room:
+    """A `Walk` with the memory that it works in: small solves of one size do not wait for another one each.
+
+    Args:
+        code: whose.
+        x: state.
+        threads: how many walk.
+        inputs: how many tensors F takes beside state and time.
+
+    Attributes:
+        call: the walk, which knows its inputs and where it works.
+        of: batch and threads.
+        told: what it was told last, by whoever told it.
+    """
+
+    def __init__(self, code: Code, x: Tensor, threads: int, inputs: int):
+        self.code, self.of = code, (x.shape[0], threads)
+        self.call, self.told = Walk(batch=x.shape[0], threads=threads), ()
+        self._work = x.new_empty(code.work_size(x.shape[0], threads))
+        self._places, self._steps = (ctypes.c_void_p * max(1, inputs))(), (ctypes.c_double * 0)()
+        self.call.inputs, self.call.work = ctypes.addressof(self._places), self._work.data_ptr()
+
+    @classmethod
+    def take(cls, code: Code, x: Tensor, threads: int, inputs: Sequence[Tensor]) -> Room:
+        """Room for a walk from x; nobody else has it until it is left."""
+        try:
+            room = code.rooms.pop()
+        except IndexError:
+            room = None
+        if room is None or room.of != (x.shape[0], threads):
+            room = cls(code, x, threads, len(inputs))
+        for place, tensor in enumerate(inputs):
+            room._places[place] = tensor.data_ptr()
+        return room
+
+    def leave(self) -> None:
+        """Let the next walk have it, if it is small."""
+        if self._work.numel() <= KEPT:
+            self.code.rooms.append(self)
+
+    def steps(self, capacity: int) -> tuple[int, int]:
+        """Where the starts and the sizes of so many steps are to be noted."""
+        if len(self._steps) != 2 * capacity:
+            self._steps = (ctypes.c_double * (2 * capacity))()
+        start = ctypes.addressof(self._steps)
+        return start, start + 8 * capacity
+
+    def sizes(self, count: int) -> list[float]:
+        """The sizes of the first steps noted there."""
+        half = len(self._steps) // 2
+        return self._steps[half : half + count]
 
 
 def pointers(tensors: Sequence[Tensor]) -> Any:

@@ -18,18 +18,6 @@ HERE = Path(__file__).parent
 INPUTS = "const T* const* __restrict p, const T* __restrict s"
 
 
-def widths(dtype: torch.dtype) -> tuple[int, int]:
-    """How many samples make a block: as many as fill a register, or four."""
-    register = register_width() // dtype.itemsize
-    return register, 4 * register
-
-
-def lanes_for(batch: int, dtype: torch.dtype) -> int:
-    """Samples of a block, of which there is code for every batch: few for two registers at most."""
-    one, four = widths(dtype)
-    return one if batch <= 2 * one else four
-
-
 def forward(program: Program, tableau: Tableau, control: tuple[Controller, int] | None) -> str:
     """C++ of the walk.
 
@@ -59,17 +47,16 @@ def backward(program: Program, tableau: Tableau) -> str:
 
 
 def _whole(program: Program, parts: Sequence[str], code: Sequence[str]) -> str:
-    """A source that holds the code for blocks of every width."""
-    lines = [
+    return "\n".join([
         *(f"#define {part}" for part in parts),
         f"typedef {'float' if program.dtype == torch.float32 else 'double'} T;",
         f"#define WIDTH {register_width()}",
+        f"#define R {register_width() // program.dtype.itemsize}L",
         text("functions.h"),
-    ]
-    for lanes in widths(program.dtype):
-        lines += [f"#define R {lanes}L", f"#define NAMED(name) name##_{lanes}", f"namespace lanes_{lanes} {{"]
-        lines += [text("kernels.h"), *code, text("walk.h"), "}", "#undef R", "#undef NAMED"]
-    return "\n".join(lines)
+        text("kernels.h"),
+        *code,
+        text("walk.h"),
+    ])  # fmt: skip
 
 
 def features_of(program: Program) -> tuple[int, ...]:

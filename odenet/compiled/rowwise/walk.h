@@ -79,7 +79,7 @@ struct Areas {
   }
   T* own(long thread) const { return w + thread * (KEPT_SIZE * R + 64); }
 };
-extern "C" int64_t NAMED(work_size)(int64_t batch, int64_t threads) {
+extern "C" int64_t work_size(int64_t batch, int64_t threads) {
   const long blocks = (batch + R - 1) / R;
   return SHARED_SIZE + blocks * BLOCK * (S + 2) + threads * (BLOCK + KEPT_SIZE * R + 64) + 128;
 }
@@ -94,7 +94,7 @@ template <class Body> static void each_block(const Walk* c, Body body) {
   for (long b = 0; b < blocks; b++) body(b, omp_get_thread_num());
 }
 
-extern "C" void NAMED(walk_fixed)(Walk* c) {
+extern "C" void walk_fixed(Walk* c) {
   Areas m(c);
   prepare(c->inputs, m.s);
   const long blocks = blocks_of(c);
@@ -169,7 +169,7 @@ static void outputs(const Walk* c, long b, double t, double t_next, double h, co
   }
 }
 
-extern "C" void NAMED(walk_adaptive)(Walk* c) {
+extern "C" void walk_adaptive(Walk* c) {
   Areas m(c);
   const long blocks = blocks_of(c);
   const double numel = double(c->batch) * D;
@@ -248,10 +248,10 @@ extern "C" void NAMED(walk_adaptive)(Walk* c) {
 #ifdef BACKWARD
 constexpr long KEPT = KEPT_SIZE * R;
 constexpr long OWN = (S * (3 * BLOCK + KEPT) + 3 * BLOCK + SCRATCH_SIZE * R + SUMS_SIZE + 256 + 15) / 16 * 16;
-extern "C" int64_t NAMED(work_size)(int64_t, int64_t threads) { return SHARED_SIZE + LATE_SIZE + threads * OWN + 128; }
+extern "C" int64_t work_size(int64_t, int64_t threads) { return SHARED_SIZE + LATE_SIZE + threads * OWN + 128; }
 
 // a <- dL/dx0 from dL/dx1, c->x1 in and out; gradients of the inputs
-extern "C" void NAMED(walk_back)(Walk* c) {
+extern "C" void walk_back(Walk* c) {
   T* p = c->work;
   T *s = next(p, SHARED_SIZE), *l = next(p, LATE_SIZE);
   prepare(c->inputs, s);
