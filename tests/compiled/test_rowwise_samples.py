@@ -145,6 +145,21 @@ def test_gradients_of_rows_and_of_what_is_shared_are_those_of_eager_steps(batch,
         assert torch.equal(a, b)  # of rows: no sum over the samples
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_gradients_of_a_sample_do_not_depend_on_its_batch(dtype):
+    F, found = Mixed(dtype), []
+    x0, (speed, drive, shared) = mixed(200, dtype)
+    ts = torch.rand(4, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).sort(0).values
+    for batch in (200, 7, 1):
+        args = speed[:batch], drive[:batch], shared
+        solution, leaves = solve_mixed(F, x0[:batch], args, True, grad=True, ts=ts[:, :batch], rtol=1e-4, atol=1e-4)
+        found.append(torch.autograd.grad(solution.ys.square().sum(), leaves[:3]))
+    for part in found[1:]:
+        assert all(
+            torch.equal(a, b[: len(a)]) and float(a.abs().min()) > 0 for a, b in zip(part, found[0], strict=True)
+        )
+
+
 def test_van_der_pol_is_what_scipy_says():
     x0 = torch.tensor([[2.0, 0.0]], dtype=torch.float64).repeat(6, 1)
     with torch.no_grad():
