@@ -89,6 +89,18 @@ class Hyper(nn.Module):
         return torch.tanh(self.inner(x) * (1 + scale) + shift) - x
 
 
+class Driven(nn.Module):
+    """Each sample with a rate and a matrix of its own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.inner = nn.Linear(3, 3).double()
+
+    def forward(self, t, x, rate, drive, shared):
+        return torch.tanh(self.inner(x) + shared) * rate - x + t * torch.einsum("bij,bj->bi", drive, x).sin()
+
+
 @pytest.mark.parametrize("F", [Swirl, Written, Normed, Hyper, Attending])
 def test_states_gradients_and_counts_are_the_eager_ones(F, x):
     torch.manual_seed(1)
@@ -104,6 +116,30 @@ def test_fixed_steps_args_and_outputs(solver, x):
     u = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     agree(Swirl(), x, ts=[0.0, 0.75, 1.5], interval=(0.0, 1.5), args=(u,), solver=solver, steps=6)
     agree(Swirl(), x, ts=[1.5, 0.75, 0.0], interval=(1.5, 0.0), args=(u,), solver=solver, steps=6)
+
+
+@pytest.mark.parametrize("steps", [6, None])
+def test_arguments_with_a_row_for_each_sample_are_inputs_in_lanes(steps, monkeypatch):
+    monkeypatch.setattr(record, "FIRST_RECORD", 4)  # so that rows' gradients come from several records
+    F = Driven()
+    numerics = {"steps": steps, "solver": "rk4"} if steps else {"rtol": 1e-6, "atol": 1e-6}
+    for batch in (40, 3, 1):
+        given = (torch.randn(batch, 1), torch.randn(batch, 3, 3), torch.randn(3))
+        found = []
+        for compile in (True, False):
+            leaves = [part.double().requires_grad_() for part in (torch.ones(batch, 3).cumsum(1), *given)]
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                solution = odenet.solve(
+                    F, leaves[0], args=tuple(leaves[1:]), ts=[0.5, 1.0], compile=compile, **numerics
+                )
+                loss = (solution.ys * torch.arange(1.0, 1 + solution.ys.numel()).view_as(solution.ys)).cos().sum()
+                found.append((solution, torch.autograd.grad(loss, [*leaves, *F.parameters()])))
+        (got, gradients), (expected, truth) = found
+        torch.testing.assert_close(got.ys, expected.ys, rtol=1e-9, atol=1e-9)
+        assert got.stats.accepted == expected.stats.accepted > 4
+        for a, b in zip(gradients, truth, strict=True):
+            assert float((a - b).abs().max()) <= 1e-8 * float(b.abs().max())
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,12 +45,12 @@ class Captured:
     batch: str
 
     @classmethod
-    def of(cls, graph: GraphModule, own: Collection[int] = ()) -> Captured:
+    def of(cls, graph: GraphModule, own: Collection[int] | None = None) -> Captured:
         """What Dynamo found, if it can be written row by row.
 
         Args:
             graph: which it found.
-            own: which of F's arguments hold a row for each sample.
+            own: which of F's arguments hold a row for each sample; None for those that have the batch's size.
 
         Raises:
             NotRowwiseError: it cannot.
@@ -70,7 +71,9 @@ class Captured:
                 continue
             if not isinstance(fake, Tensor) or fake.dtype != x.dtype or fake.device != x.device:
                 raise NotRowwiseError(f"it uses {name}, which is no tensor like the state")
-            number = next((n for n in own if name.startswith(f"L['args'][{n}]")), None)
+            number = _argument(name)
+            if not (_symbolic(fake) if own is None else number in own):
+                number = None
             if any(not isinstance(size, int) for size in fake.shape[number is not None :]):
                 raise NotRowwiseError(f"it uses {name}, which has a batch of its own")
             given.append(place)
@@ -165,6 +168,16 @@ def var_mean(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: boo
 def _axes(x: Tensor, dim: Any) -> list[int]:
     axes = range(x.dim()) if dim is None or dim == [] else [dim] if isinstance(dim, int) else dim
     return [axis % x.dim() for axis in axes]
+
+
+def _argument(name: str) -> int | None:
+    """Which of F's arguments an input is, or is a part of."""
+    found = re.match(r"L\['args'\]\[(\d+)\]", name)
+    return int(found[1]) if found else None
+
+
+def _symbolic(fake: Tensor) -> bool:
+    return fake.dim() > 0 and isinstance(fake.shape[0], torch.SymInt)
 
 
 def _symbol(size: Any) -> str:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from ctypes import addressof
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.wrap import wrap
 
 from odenet.compiled.record import Chunk, Solves, Walked, answers, inside
 from odenet.compiled.rowwise.capture import Captured
+from odenet.compiled.rowwise.field import Field, any_batch, called
 from odenet.compiled.rowwise.library import Code, Room, pointers
 from odenet.compiled.rowwise.source import backward, forward
 from odenet.compiled.rowwise.values import NotRowwiseError
@@ -23,33 +22,6 @@ from odenet.solvers.problem import Problem
 
 WORTH_A_THREAD = 8  # blocks of samples for each thread
 NO_TIMES = torch.empty(0, dtype=torch.float64)
-
-
-@dataclass
-class Field:
-    """What was made of one graph of F.
-
-    Attributes:
-        graph: F as it was captured.
-        walk: code of the walk, once it is made.
-        backs: code of the way back, by the inputs that are differentiated; None where the gradient couples the samples.
-        flat: the inputs of the latest call.
-    """
-
-    graph: Captured
-    walk: Code | None = None
-    backs: dict[tuple[int, ...], Code | None] = field(default_factory=dict)
-    flat: tuple[Any, ...] = ()
-
-    def tensors(self) -> list[Tensor]:
-        """The inputs beside state and time."""
-        given = [self.flat[place] for place in self.graph.given]
-        return [x if x.is_contiguous() else x.detach().contiguous() for x in given]
-
-    def wanted(self, leaves: Sequence[Tensor]) -> dict[int, int]:
-        """For each tensor that F uses its place among the inputs."""
-        places = {id(self.flat[place]): place for place in self.graph.given}
-        return {i: places[id(leaf)] for i, leaf in enumerate(leaves) if id(leaf) in places}
 
 
 class RowGraphs(Solves):
@@ -63,12 +35,14 @@ class RowGraphs(Solves):
         super().__init__(problem)
         self._found: Field | NotRowwiseError | None = None
         self._other: Graphs | None = None
+        self._rows = set[int]()  # arguments of F that hold a row for each sample
         self._time, self._marked = torch.zeros((), dtype=problem.x0.dtype), False
-        self._graph = torch.compile(own(_field), fullgraph=True, backend=self._capture)
+        self._graph = torch.compile(own(called), fullgraph=True, backend=self._capture)
 
     def _capture(self, graph: Any, inputs: Any) -> Callable[..., Any]:
         try:
             found: Field | NotRowwiseError = Field(Captured.of(graph))
+            self._rows |= set(found.graph.rows.values())
         except NotRowwiseError as refusal:
             found = refusal
 
@@ -86,13 +60,17 @@ class RowGraphs(Solves):
         Raises:
             NotRowwiseError: it is no function of single samples.
         """
-        if len(x) == 1:
-            x = x.expand(2, *x.shape[1:]).contiguous()  # of one Dynamo would make a graph for one
+        args = problem.args
+        if len(x) == 1:  # of one Dynamo would make a graph for one
+            x = _twice(x)
+            if self._rows:
+                args = tuple(_twice(arg) if n in self._rows else arg for n, arg in enumerate(args))
         if not self._marked:
-            torch._dynamo.maybe_mark_dynamic(x, 0)
+            for part in (x, *(arg for arg in problem.args if isinstance(arg, Tensor) and arg.shape[:1] == x.shape[:1])):
+                any_batch(part)
             self._marked = True
         with torch.no_grad():
-            self._graph(problem.weights.piece(0), self._time, x, problem.args)
+            self._graph(problem.weights.piece(0), self._time, x, args)
         if isinstance(self._found, Field):
             return self._found
         raise self._found or NotRowwiseError("there is no graph of it")
@@ -184,15 +162,15 @@ class RowGraphs(Solves):
         """As `Graphs.back`."""
         x = problem.x0.detach()
         field = self.field(problem, x.contiguous())
-        wanted = field.wanted(leaves.tensors)
-        places = sorted(set(wanted.values()))
-        code = self._back_code(field, x, tuple(places))
+        wanted = field.wanted(leaves)
+        numbers = sorted(set(wanted.values()))
+        code = self._back_code(field, x, tuple(numbers))
         if code is None:
             return self._back_as_a_whole(problem, walked, leaves, a, cotangents)
         a = a.detach().clone(memory_format=torch.contiguous_format)
         inputs = field.tensors()
         room = Room.take(code, x, _threads(len(x), code.lanes), inputs)
-        parts = [torch.empty_like(field.flat[place], memory_format=torch.contiguous_format) for place in places]
+        parts = [torch.empty_like(inputs[number]) for number in numbers]
         found_places, call = pointers(parts), room.call
         call.x1, call.gradients, call.outputs = a.data_ptr(), addressof(found_places), 0
         given = NO_TIMES
@@ -209,9 +187,9 @@ class RowGraphs(Solves):
             totals = more if steps == 0 else [t + m for t, m in zip(totals, more, strict=True)]
             steps += chunk.count
         room.leave()
-        found = dict(zip(places, totals, strict=True))
+        found = dict(zip(numbers, totals, strict=True))
         self.count_back(problem, steps, bool(cotangents))
-        return a, *(found[wanted[i]] if i in wanted else torch.zeros_like(t) for i, t in enumerate(leaves.tensors))
+        return a, *field.gradients(found, wanted, leaves)
 
     def _back_as_a_whole(self, problem: Problem, walked: Walked, leaves: Leaves, *more: Any) -> tuple[Tensor, ...]:
         """The way back over the same steps where the gradient couples the samples."""
@@ -224,14 +202,15 @@ class RowGraphs(Solves):
 
     def _walk_code(self, field: Field, x: Tensor) -> Code:
         if field.walk is None:
-            source = forward(field.graph.forward(), self.tableau, self.control)
+            source = forward(field.graph.forward(), field.sizes(), self.tableau, self.control)
             field.walk = self._code(source, "walk_adaptive" if self.control else "walk_fixed", x)
         return field.walk
 
     def _back_code(self, field: Field, x: Tensor, wanted: tuple[int, ...]) -> Code | None:
         if wanted not in field.backs:
             try:
-                source = backward(field.graph.joint(wanted), self.tableau)
+                program = field.graph.joint([field.graph.given[number] for number in wanted])
+                source = backward(program, field.sizes(), wanted, self.tableau)
                 field.backs[wanted] = self._code(source, "walk_back", x)
             except NotRowwiseError:
                 field.backs[wanted] = None
@@ -267,9 +246,10 @@ class BlockChunk(Chunk):
         return self.blocks[number].transpose(1, 2).flatten(0, 1)[: self.shape[0]].reshape(self.shape)
 
 
-def _field(F: Any, t: Tensor, x: Tensor, args: tuple[Any, ...]) -> Any:
-    # Dynamo lets nothing that is wrapped change what lies outside: F is captured once, and would do so once
-    return wrap(lambda t, x: F(t, x, *args), t, x)
+def _twice(x: Any) -> Any:
+    """Two samples of one."""
+    one = isinstance(x, Tensor) and x.dim() and len(x) == 1
+    return x.detach().expand(2, *x.shape[1:]).contiguous() if one else x
 
 
 def _threads(batch: int, lanes: int) -> int:

@@ -3,7 +3,7 @@
 // A lane without a sample goes over a step of length zero with the cotangent zero.
 constexpr long KEPT = KEPT_SIZE * R;
 constexpr long OWN =
-    (S * (3 * BLOCK + KEPT) + 3 * BLOCK + (SCRATCH_SIZE + ROWS_SIZE) * R + SUMS_AND_ROWS + 16 * 16) / 16 * 16;
+    (S * (3 * BLOCK + KEPT) + 3 * BLOCK + (SCRATCH_SIZE + ROWS_SIZE) * R + SUMS_SIZE + 16 * 16) / 16 * 16;
 
 struct Lanes {
   const Samples* c;
@@ -14,10 +14,10 @@ struct Lanes {
   alignas(64) double t[R], t_next[R], h[R];
 
   Lanes(const Samples* c, const T* s, T* p)
-      : c(c), s(s), inputs(c, p), g(next(p, SUMS_AND_ROWS)), ys(next(p, S * BLOCK)), k(next(p, S * BLOCK)),
+      : c(c), s(s), inputs(c, p), g(next(p, SUMS_SIZE)), ys(next(p, S * BLOCK)), k(next(p, S * BLOCK)),
         back(next(p, S * BLOCK)), a(next(p, BLOCK)), cot(next(p, BLOCK)), b(next(p, SCRATCH_SIZE * R)),
         w(next(p, S * KEPT)) {
-    std::memset(g, 0, SUMS_AND_ROWS * sizeof(T));
+    std::memset(g, 0, SUMS_SIZE * sizeof(T));
   }
 
   void fill(long r, long n) {

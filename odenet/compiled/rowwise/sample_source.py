@@ -8,17 +8,18 @@ from collections.abc import Sequence
 import torch
 
 from odenet.compiled.rowwise.library import register_width
-from odenet.compiled.rowwise.program import Memory, Program, loops
+from odenet.compiled.rowwise.program import Program
 from odenet.compiled.rowwise.source import (
     controller_of,
     features_of,
     field_of,
-    gather,
+    gradients_of,
     method_of,
+    rows_of,
     text,
     write_result,
 )
-from odenet.compiled.rowwise.values import LANES, ROW, NotRowwiseError, Value, stored
+from odenet.compiled.rowwise.values import ROW, stored
 from odenet.solvers.control import LEAST_ERROR, Controller
 from odenet.solvers.tableau import Tableau
 
@@ -43,7 +44,7 @@ def forward(program: Program, inputs: Sequence[int], tableau: Tableau, control: 
     """
     write_result(program, program.outputs[0], stored(ROW, (None, *features_of(program)), "k"))
     level = [f"constexpr double LEVEL = {math.log(LEAST_ERROR)!r};"]
-    code = [*method_of(program, tableau), *controller_of(control), *(level if control else ()), *_rows(inputs)]
+    code = [*method_of(program, tableau), *controller_of(control), *(level if control else ()), *rows_of(inputs)]
     parts = ["FORWARD", "ADAPTIVE"] if control else ["FORWARD"]
     return _whole(program, parts, lanes_of(program.dtype), [*code, *field_of(program)], ["lanes.h", "lanes_walk.h"])
 
@@ -61,41 +62,9 @@ def backward(program: Program, inputs: Sequence[int], wanted: Sequence[int], tab
     sizes = (None, *features_of(program))
     write_result(program, k, stored(ROW, sizes, "k"))
     write_result(program, a, stored(ROW, sizes, "o", backward=True))
-    sums, rows = Memory("(g + ROWS_AT)"), []
-    for place, (number, value) in enumerate(zip(wanted, gradients, strict=True)):
-        if inputs[number]:
-            rows.append((place, sums.size, inputs[number]))
-            _summed(program, value, sums)
-        else:
-            gather(program, value, place)
-    listed = [", ".join(str(row[i]) for row in rows) or "0" for i in range(3)]
-    code = [
-        *method_of(program, tableau),
-        *_rows(inputs),
-        f"constexpr long LANE_SUMS = {program.lane_sums.size}, ROW_SUMS = {sums.size}, ROW_GRADIENTS = {len(rows)};",
-        f"constexpr long ROW_PLACE[] = {{{listed[0]}}}, ROW_START[] = {{{listed[1]}}}, ROW_COUNT[] = {{{listed[2]}}};",
-        "constexpr long ROWS_AT = SUMS_OF_NUMBERS + LANE_SUMS * R, SUMS_AND_ROWS = ROWS_AT + ROW_SUMS * R;",
-        *field_of(program, backward=True),
-    ]
+    sums = gradients_of(program, gradients, inputs, wanted)
+    code = [*method_of(program, tableau), *rows_of(inputs), *sums, *field_of(program, backward=True)]
     return _whole(program, ["BACKWARD"], lanes_of(program.dtype) // 2, code, ["lanes.h", "lanes_back.h"])
-
-
-def _summed(program: Program, value: Value | None, sums: Memory) -> None:
-    """A gradient of what each sample has a row of, summed over its steps."""
-    if value is None:
-        raise NotRowwiseError("a gradient is missing")
-    value = program.rowed(value)
-    if value.kind != ROW or value.batch is None:
-        raise NotRowwiseError("the gradient of a sample's row is none")
-    total = stored(ROW, value.sizes, sums.take(value.count, True))
-    names = [f"i{axis}" if size is not None else "0" for axis, size in enumerate(value.sizes)]
-    nest = loops([(f"i{axis}", size) for axis, size in enumerate(value.sizes) if size is not None])
-    program.code["backward"] += [*nest, f"{LANES}{total.element(names)} += {value.element(names)};"]
-
-
-def _rows(inputs: Sequence[int]) -> list[str]:
-    listed = ", ".join(map(str, inputs)) or "0"
-    return [f"constexpr long INPUTS = {len(inputs)}, ROWS_SIZE = {sum(inputs)}, ROWS[] = {{{listed}}};"]
 
 
 def _whole(program: Program, parts: Sequence[str], lanes: int, code: Sequence[str], files: Sequence[str]) -> str:

@@ -6,18 +6,17 @@ import ctypes
 import math
 from collections.abc import Callable
 from ctypes import addressof
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.wrap import wrap
 from torch.utils import _pytree as pytree
 
 from odenet.compiled.per_sample.walk import SampleGraphs
 from odenet.compiled.record import LARGEST_RECORD, Solves
 from odenet.compiled.rowwise.capture import Captured
+from odenet.compiled.rowwise.field import Field, any_batch, called
 from odenet.compiled.rowwise.library import library, pointers
 from odenet.compiled.rowwise.sample_record import (
     ACCEPTED,
@@ -38,47 +37,6 @@ from odenet.compiled.walk import own
 from odenet.solvers.per_sample import SampleProblem
 
 WORTH_A_THREAD = 2  # blocks of samples for each thread
-
-
-@dataclass
-class Field:
-    """What was made of one graph of F.
-
-    Attributes:
-        graph: F as it was captured.
-        walk: the walk, and the size of its memory.
-        backs: the way back, by the inputs that are differentiated; None where the gradient couples the samples.
-        flat: the inputs of the latest call.
-    """
-
-    graph: Captured
-    walk: tuple[Any, Any] | None = None
-    backs: dict[tuple[int, ...], tuple[Any, Any] | None] = field(default_factory=dict)
-    flat: tuple[Any, ...] = ()
-
-    def tensors(self) -> list[Tensor]:
-        """The inputs beside state and time."""
-        given = [self.flat[place] for place in self.graph.given]
-        return [x if x.is_contiguous() else x.detach().contiguous() for x in given]
-
-    def sizes(self) -> list[int]:
-        """How many numbers of each of them a sample has, 0 if it is shared."""
-        return [
-            math.prod(self.graph.fakes[place].shape[1:]) if place in self.graph.rows else 0
-            for place in self.graph.given
-        ]
-
-    def wanted(self, leaves: Leaves) -> dict[int, int]:
-        """For each tensor that F uses its number among the inputs."""
-        graph, found = self.graph, {}
-        places = {id(self.flat[place]): number for number, place in enumerate(graph.given)}
-        rows = {graph.rows[place]: number for number, place in enumerate(graph.given) if place in graph.rows}
-        for i, leaf in enumerate(leaves.tensors):
-            argument = leaves.places[i - len(leaves.names)] if i >= len(leaves.names) else None
-            number = rows.get(argument) if argument in rows else places.get(id(leaf))
-            if number is not None:
-                found[i] = number
-        return found
 
 
 class SampleRows(Solves):
@@ -121,11 +79,11 @@ class SampleRows(Solves):
             both = torch.zeros(2, dtype=torch.long)
             x, t, args = x[both], t[both], field.rows_of(both)
         if rows:
-            args = tuple(pytree.tree_map(_any_batch, arg) if n in rows else arg for n, arg in enumerate(args))
+            args = tuple(pytree.tree_map(_constant, arg) if n in rows else arg for n, arg in enumerate(args))
         if rows not in self._graphs:
-            self._graphs[rows] = torch.compile(own(_field), fullgraph=True, backend=partial(self._capture, rows))
+            self._graphs[rows] = torch.compile(own(called), fullgraph=True, backend=partial(self._capture, rows))
         with torch.no_grad():
-            self._graphs[rows](problem.weights.piece(0), _any_batch(t.to(x.dtype)), _any_batch(x), args)
+            self._graphs[rows](problem.weights.piece(0), any_batch(t.to(x.dtype)), any_batch(x), args)
         if isinstance(self._found, Field):
             return self._found
         raise self._found or NotRowwiseError("there is no graph of it")
@@ -239,9 +197,7 @@ class SampleRows(Solves):
         call.gradients = addressof(places)
         code[0](call)
         count_back(problem, self.tableau, accepted, record, inner.bool())
-        of = lambda i, leaf: found[wanted[i]] if i in wanted else torch.zeros_like(leaf)  # noqa: E731
-        parts = [(of(i, leaf), leaf) for i, leaf in enumerate(leaves.tensors)]
-        return a, *(part if part.shape == leaf.shape else part[: len(leaf)] for part, leaf in parts)
+        return a, *field.gradients(found, wanted, leaves)
 
     def _back_code(self, field: Field, wanted: tuple[int, ...]) -> tuple[Any, Any] | None:
         if wanted not in field.backs:
@@ -262,6 +218,10 @@ class SampleRows(Solves):
         return walk, size
 
 
+def _constant(x: Any) -> Any:
+    return any_batch(x.detach()) if isinstance(x, Tensor) else x
+
+
 def _show_grids(problem: SampleProblem, call: Samples, order: Tensor) -> Any:
     """Tell C++ the given steps of each sample; those with the most come first."""
     grids = problem.grids
@@ -273,16 +233,3 @@ def _show_grids(problem: SampleProblem, call: Samples, order: Tensor) -> Any:
     if grids.h is not None:
         call.grid_size = grids.h.data_ptr()
     return times, which
-
-
-def _any_batch(x: Any) -> Any:
-    """x as a constant of any batch; said at every call, as Dynamo may make a graph again for other reasons."""
-    if isinstance(x, Tensor):
-        x = x.detach()
-        torch._dynamo.maybe_mark_dynamic(x, 0)
-    return x
-
-
-def _field(F: Any, t: Tensor, x: Tensor, args: tuple[Any, ...]) -> Any:
-    # as in `rowwise.graphs`: nothing that is wrapped may change what lies outside
-    return wrap(lambda t, x: F(t, x, *args), t, x)

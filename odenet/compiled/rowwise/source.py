@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from odenet.compiled.rowwise.library import register_width
-from odenet.compiled.rowwise.program import Program, loops
+from odenet.compiled.rowwise.program import Memory, Program, loops
 from odenet.compiled.rowwise.values import LANES, LATE, PARTIAL, ROW, NotRowwiseError, Value, stored
 from odenet.solvers.control import LEAST, LEAST_ERROR, NONFINITE_RETRIES, STRETCH, Controller
 from odenet.solvers.tableau import Tableau
@@ -18,31 +18,36 @@ HERE = Path(__file__).parent
 INPUTS = "const T* const* __restrict p, const T* __restrict s"
 
 
-def forward(program: Program, tableau: Tableau, control: tuple[Controller, int] | None) -> str:
+def forward(program: Program, inputs: Sequence[int], tableau: Tableau, control: tuple[Controller, int] | None) -> str:
     """C++ of the walk.
 
     Args:
         program: F.
+        inputs: for each input of F beside time and state how many numbers of it a sample has, 0 if it is shared.
         tableau: of the method.
         control: the controller and the order of the error estimate of an adaptive walk.
     """
     write_result(program, program.outputs[0], stored(ROW, (None, *features_of(program)), "k"))
     parts = ["FORWARD", "ADAPTIVE"] if control else ["FORWARD"]
-    return _whole(program, parts, [*method_of(program, tableau), *controller_of(control), *field_of(program)])
+    code = [*method_of(program, tableau), *controller_of(control), *rows_of(inputs), *field_of(program)]
+    return _whole(program, parts, code)
 
 
-def backward(program: Program, tableau: Tableau) -> str:
-    """C++ of the way back; the outputs of the program are F, the cotangent of the state, and gradients."""
+def backward(program: Program, inputs: Sequence[int], wanted: Sequence[int], tableau: Tableau) -> str:
+    """C++ of the way back; the outputs of the program are F, the cotangent of the state, and gradients.
+
+    Args:
+        program: F and its vector-Jacobian product.
+        inputs: as for `forward`.
+        wanted: whose gradients they are, by their number among the inputs.
+        tableau: of the method.
+    """
     k, a, *gradients = program.outputs
     sizes = (None, *features_of(program))
     write_result(program, k, stored(ROW, sizes, "k"))
     write_result(program, a, stored(ROW, sizes, "o", backward=True))
-    for place, value in enumerate(gradients):
-        gather(program, value, place)
-    code = [
-        *method_of(program, tableau),
-        *field_of(program, backward=True),
-    ]
+    sums = gradients_of(program, gradients, inputs, wanted)
+    code = [*method_of(program, tableau), *rows_of(inputs), *sums, *field_of(program, backward=True)]
     return _whole(program, ["BACKWARD"], code)
 
 
@@ -72,7 +77,32 @@ def write_result(program: Program, value: Value | None, place: Value) -> None:
     program.copy(value, place)
 
 
-def gather(program: Program, value: Value | None, place: int) -> None:
+def rows_of(inputs: Sequence[int]) -> list[str]:
+    """How much of each input a sample has."""
+    listed = ", ".join(map(str, inputs)) or "0"
+    return [f"constexpr long INPUTS = {len(inputs)}, ROWS_SIZE = {sum(inputs)}, ROWS[] = {{{listed}}};"]
+
+
+def gradients_of(
+    program: Program, gradients: Sequence[Value | None], inputs: Sequence[int], wanted: Sequence[int]
+) -> list[str]:
+    """Gather gradients: of what is shared over samples and steps, of a sample's rows over its steps."""
+    sums, rows = Memory("(g + ROWS_AT)"), []
+    for place, (number, value) in enumerate(zip(wanted, gradients, strict=True)):
+        if inputs[number]:
+            rows.append((place, sums.size, inputs[number]))
+            _gather_rows(program, value, sums)
+        else:
+            _gather(program, value, place)
+    listed = [", ".join(str(row[i]) for row in rows) or "0" for i in range(3)]
+    return [
+        f"constexpr long LANE_SUMS = {program.lane_sums.size}, ROW_SUMS = {sums.size}, ROW_GRADIENTS = {len(rows)};",
+        f"constexpr long ROW_PLACE[] = {{{listed[0]}}}, ROW_START[] = {{{listed[1]}}}, ROW_COUNT[] = {{{listed[2]}}};",
+        "constexpr long ROWS_AT = SUMS_OF_NUMBERS + LANE_SUMS * R, SUMS_SIZE = ROWS_AT + ROW_SUMS * R;",
+    ]
+
+
+def _gather(program: Program, value: Value | None, place: int) -> None:
     """A gradient, summed over samples and steps."""
     if value is None:
         return
@@ -91,6 +121,18 @@ def gather(program: Program, value: Value | None, place: int) -> None:
         program.copy(value, stored(LATE, value.sizes, f"d[{place}]"))
     else:
         raise NotRowwiseError("a gradient is no sum over the samples")
+
+
+def _gather_rows(program: Program, value: Value | None, sums: Memory) -> None:
+    if value is None:
+        raise NotRowwiseError("a gradient is missing")
+    value = program.rowed(value)
+    if value.kind != ROW or value.batch is None:
+        raise NotRowwiseError("the gradient of a sample's row is none")
+    total = stored(ROW, value.sizes, sums.take(value.count, True))
+    names = [f"i{axis}" if size is not None else "0" for axis, size in enumerate(value.sizes)]
+    nest = loops([(f"i{axis}", size) for axis, size in enumerate(value.sizes) if size is not None])
+    program.code["backward"] += [*nest, f"{LANES}{total.element(names)} += {value.element(names)};"]
 
 
 def field_of(program: Program, backward: bool = False) -> list[str]:
@@ -124,8 +166,7 @@ def method_of(program: Program, tableau: Tableau) -> list[str]:
     return [
         f"constexpr long D = {d}, S = {s}, USED = {tableau.used}, ORDER = {tableau.order};",
         f"constexpr long KEPT_SIZE = {program.kept.size}, SCRATCH_SIZE = {program.scratch.size}, "
-        f"SHARED_SIZE = {program.shared.size}, LATE_SIZE = {program.late.size}, SUMS_OF_NUMBERS = {program.sums.size}, "
-        f"SUMS_SIZE = SUMS_OF_NUMBERS + {program.lane_sums.size} * R;",
+        f"SHARED_SIZE = {program.shared.size}, LATE_SIZE = {program.late.size}, SUMS_OF_NUMBERS = {program.sums.size};",
         f"constexpr bool FSAL = {str(tableau.fsal).lower()}, TWO_ESTIMATES = {str(two).lower()};",
         f"constexpr double A[S][S] = {{{', '.join(_row(row, s) for row in tableau.a)}}};",
         f"constexpr double B[S] = {_row(tableau.b, s)}, C[S] = {_row(tableau.c, s)};",

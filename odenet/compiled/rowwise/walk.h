@@ -20,20 +20,38 @@ constexpr long BLOCK = D * R;
 static inline long blocks_of(const Walk* c) { return (c->batch + R - 1) / R; }
 static inline T* next(T*& p, long n) { T* here = p; p += (n + 15) / 16 * 16; return here; }
 
-static void load(const T* from, const Walk* c, long block, T* to, bool padded) {
+// n numbers of each sample of a block
+static void load(const T* from, long n, const Walk* c, long block, T* to, bool padded) {
   for (long r = 0; r < R; r++) {
     const long row = block * R + r, last = std::min<long>(row, c->batch - 1);
-    for (long e = 0; e < D; e++) to[e * R + r] = padded || row == last ? from[last * D + e] : T(0);
+    for (long e = 0; e < n; e++) to[e * R + r] = padded || row == last ? from[last * n + e] : T(0);
   }
 }
-static void store(const T* from, const Walk* c, long block, T* to) {
+static void store(const T* from, long n, const Walk* c, long block, T* to) {
   for (long r = 0; r < R && block * R + r < c->batch; r++)
-    for (long e = 0; e < D; e++) to[(block * R + r) * D + e] = from[e * R + r];
+    for (long e = 0; e < n; e++) to[(block * R + r) * n + e] = from[e * R + r];
 }
-static inline void field(const Walk* c, const T* s, double t, const T* x, T* w, T* k) {
+
+// The inputs of F as each block sees them: those with a row for each sample lie in lanes.
+struct Inputs {
+  const T* const* shared;
+  std::vector<const T*> own;
+  Inputs(const Walk* c, T*& p) : shared(c->inputs) {
+    if (!ROWS_SIZE) return;
+    const long blocks = blocks_of(c);
+    for (long b = 0; b < blocks; b++)
+      for (long i = 0; i < INPUTS; i++) {
+        own.push_back(ROWS[i] ? p : c->inputs[i]);
+        if (ROWS[i]) load(c->inputs[i], ROWS[i], c, b, next(p, ROWS[i] * R), true);
+      }
+  }
+  const T* const* of(long block) const { return ROWS_SIZE ? own.data() + block * INPUTS : shared; }
+  static long size(long blocks) { return blocks * (ROWS_SIZE * R + INPUTS * 16); }
+};
+static inline void field(const T* const* inputs, const T* s, double t, const T* x, T* w, T* k) {
   alignas(64) T time[R];
   for (long r = 0; r < R; r++) time[r] = T(t);
-  forward(c->inputs, s, time, x, w, k);
+  forward(inputs, s, time, x, w, k);
 }
 static inline double time_of(long i, double t, double t_next, double h) { return C[i] == 1 ? t_next : t + C[i] * h; }
 
@@ -52,11 +70,11 @@ static inline void combine(const T* x, T h, const double* weights, long n, const
   }
 }
 template <long N>
-static inline void stages(const Walk* c, const T* s, double t, double t_next, double h, const T* x, T* y, T* w, T* k) {
+static inline void stages(const T* const* inputs, const T* s, double t, double t_next, double h, const T* x, T* y, T* w, T* k) {
 #pragma GCC unroll 16
   for (long i = 1; i < N; i++) {
     combine(x, T(h), A[i], i, k, y);
-    field(c, s, time_of(i, t, t_next, h), y, w, k + i * BLOCK);
+    field(inputs, s, time_of(i, t, t_next, h), y, w, k + i * BLOCK);
   }
 }
 static inline double squares(const T* e, const Walk* c, long block) {
@@ -69,11 +87,10 @@ static inline double squares(const T* e, const Walk* c, long block) {
 
 #ifdef FORWARD
 struct Areas {
-  T *s, *x, *next_x, *k, *y, *w;
-  Areas(const Walk* c) {
-    T* p = c->work;
+  T *p, *s, *x, *next_x, *k, *y, *w;
+  Inputs inputs;
+  Areas(const Walk* c) : p(c->work), s(next(p, SHARED_SIZE)), inputs(c, p) {
     const long blocks = blocks_of(c);
-    s = next(p, SHARED_SIZE);
     x = next(p, blocks * BLOCK), next_x = next(p, blocks * BLOCK), k = next(p, blocks * S * BLOCK);
     y = next(p, c->threads * BLOCK), w = next(p, c->threads * (KEPT_SIZE * R + 64));
   }
@@ -81,7 +98,7 @@ struct Areas {
 };
 extern "C" int64_t work_size(int64_t batch, int64_t threads) {
   const long blocks = (batch + R - 1) / R;
-  return SHARED_SIZE + blocks * BLOCK * (S + 2) + threads * (BLOCK + KEPT_SIZE * R + 64) + 128;
+  return SHARED_SIZE + Inputs::size(blocks) + blocks * BLOCK * (S + 2) + threads * (BLOCK + KEPT_SIZE * R + 64) + 128;
 }
 
 template <class Body> static void each_block(const Walk* c, Body body) {
@@ -100,15 +117,15 @@ extern "C" void walk_fixed(Walk* c) {
   const long blocks = blocks_of(c);
   each_block(c, [&](long b, long thread) {
     T *x = m.x + b * BLOCK, *k = m.k + b * S * BLOCK, *y = m.y + thread * BLOCK, *w = m.own(thread);
-    load(c->x0, c, b, x, true);
+    load(c->x0, D, c, b, x, true);
     for (long n = 0; n < c->count; n++) {
       const double t = c->ts[n], t_next = c->ts[n + 1], h = c->hs[n];
       if (c->keep) std::memcpy(c->xs + (n * blocks + b) * BLOCK, x, BLOCK * sizeof(T));
-      field(c, m.s, t, x, w, k);
-      stages<USED>(c, m.s, t, t_next, h, x, y, w, k);
+      field(m.inputs.of(b), m.s, t, x, w, k);
+      stages<USED>(m.inputs.of(b), m.s, t, t_next, h, x, y, w, k);
       combine(x, T(h), B, USED, k, x);
     }
-    store(x, c, b, c->x1);
+    store(x, D, c, b, c->x1);
   });
 }
 
@@ -144,7 +161,7 @@ static double first_size(const Walk* c, const Areas& m, double numel) {
     const T *x = m.x + b * BLOCK, *k = m.k + b * S * BLOCK;
     T *y = m.y + thread * BLOCK, *slope = m.next_x + b * BLOCK;
     for (long i = 0; i < BLOCK; i++) y[i] = x[i] + k[i] * T(signed_h);
-    field(c, m.s, probe, y, m.own(thread), slope);
+    field(m.inputs.of(b), m.s, probe, y, m.own(thread), slope);
     d2[b] = weighted(x, slope, k, b);
   });
   const double change = total(d2) / h0, largest = std::max(e, change);
@@ -159,13 +176,13 @@ static void outputs(const Walk* c, long b, double t, double t_next, double h, co
     if (!(c->sign * (at_time - t) > 0 && c->sign * (at_time - t_next) <= 0)) continue;
     T* to = c->at_times + j * c->batch * D;
     if (at_time == t_next) {
-      store(next_x, c, b, to);
+      store(next_x, D, c, b, to);
       continue;
     }
     double weights[S];
     dense((at_time - t) / h, weights);
     combine(x, T(h), weights, S, k, y);
-    store(y, c, b, to);
+    store(y, D, c, b, to);
   }
 }
 
@@ -178,8 +195,8 @@ extern "C" void walk_adaptive(Walk* c) {
     prepare(c->inputs, m.s);
     each_block(c, [&](long b, long thread) {
       T *x = m.x + b * BLOCK, *k = m.k + b * S * BLOCK;
-      load(c->x0, c, b, x, true);
-      field(c, m.s, c->t, x, m.own(thread), k);
+      load(c->x0, D, c, b, x, true);
+      field(m.inputs.of(b), m.s, c->t, x, m.own(thread), k);
       fine[b] = squares(x, c, b) + squares(k, c, b);
     });
     for (double part : fine)
@@ -194,11 +211,11 @@ extern "C" void walk_adaptive(Walk* c) {
     each_block(c, [&](long b, long thread) {
       T *x = m.x + b * BLOCK, *to = m.next_x + b * BLOCK, *k = m.k + b * S * BLOCK, *y = m.y + thread * BLOCK;
       if (FSAL) {
-        stages<S - 1>(c, m.s, t, t_next, size, x, y, m.own(thread), k);
+        stages<S - 1>(m.inputs.of(b), m.s, t, t_next, size, x, y, m.own(thread), k);
         combine(x, T(size), A[S - 1], S - 1, k, to);
-        field(c, m.s, t_next, to, m.own(thread), k + (S - 1) * BLOCK);
+        field(m.inputs.of(b), m.s, t_next, to, m.own(thread), k + (S - 1) * BLOCK);
       } else {
-        stages<S>(c, m.s, t, t_next, size, x, y, m.own(thread), k);
+        stages<S>(m.inputs.of(b), m.s, t, t_next, size, x, y, m.own(thread), k);
         combine(x, T(size), B, S, k, to);
       }
       auto estimate = [&](const double* weights) {
@@ -234,13 +251,13 @@ extern "C" void walk_adaptive(Walk* c) {
       if (c->outputs) outputs(c, b, t, t_next, size, x, to, k, m.y + thread * BLOCK);
       std::memcpy(x, to, BLOCK * sizeof(T));
       if (FSAL) std::memcpy(k, k + (S - 1) * BLOCK, BLOCK * sizeof(T));
-      else if (t_next != c->t1) field(c, m.s, t_next, x, m.own(thread), k);
+      else if (t_next != c->t1) field(m.inputs.of(b), m.s, t_next, x, m.own(thread), k);
     });
     c->h = lands ? std::max(h, grown) : grown;
     c->e2 = c->e1, c->e1 = std::max(error, LEAST_ERROR);
     c->t = t_next, c->n += 1, c->forced += error > 1;
   }
-  each_block(c, [&](long b, long) { store(m.x + b * BLOCK, c, b, c->x1); });
+  each_block(c, [&](long b, long) { store(m.x + b * BLOCK, D, c, b, c->x1); });
 }
 #endif
 #endif
@@ -248,12 +265,15 @@ extern "C" void walk_adaptive(Walk* c) {
 #ifdef BACKWARD
 constexpr long KEPT = KEPT_SIZE * R;
 constexpr long OWN = (S * (3 * BLOCK + KEPT) + 3 * BLOCK + SCRATCH_SIZE * R + SUMS_SIZE + 256 + 15) / 16 * 16;
-extern "C" int64_t work_size(int64_t, int64_t threads) { return SHARED_SIZE + LATE_SIZE + threads * OWN + 128; }
+extern "C" int64_t work_size(int64_t batch, int64_t threads) {
+  return SHARED_SIZE + LATE_SIZE + Inputs::size((batch + R - 1) / R) + threads * OWN + 128;
+}
 
 // a <- dL/dx0 from dL/dx1, c->x1 in and out; gradients of the inputs
 extern "C" void walk_back(Walk* c) {
   T* p = c->work;
   T *s = next(p, SHARED_SIZE), *l = next(p, LATE_SIZE);
+  const Inputs inputs(c, p);
   prepare(c->inputs, s);
   const long blocks = blocks_of(c), threads = c->threads;
   auto run = [&](long thread, long first, long last) {
@@ -262,7 +282,8 @@ extern "C" void walk_back(Walk* c) {
     T *a = next(q, BLOCK), *seed = next(q, BLOCK), *b = next(q, SCRATCH_SIZE * R), *w = next(q, S * KEPT), *cot = next(q, BLOCK);
     std::memset(g, 0, SUMS_SIZE * sizeof(T));
     for (long block = first; block < last; block++) {
-      load(c->x1, c, block, a, false);
+      const T* const* given = inputs.of(block);
+      load(c->x1, D, c, block, a, false);
       for (long n = c->count - 1; n >= 0; n--) {
         const double t = c->ts[n], t_next = c->ts[n + 1], h = c->hs[n];
         const T* x = c->xs + (n * blocks + block) * BLOCK;
@@ -270,7 +291,7 @@ extern "C" void walk_back(Walk* c) {
         for (long j = 0; j < c->outputs; j++) {
           const double time = c->times[j];
           if (time == t_next) {
-            load(c->at_times + j * c->batch * D, c, block, seed, false);
+            load(c->at_times + j * c->batch * D, D, c, block, seed, false);
             for (long i = 0; i < BLOCK; i++) a[i] += seed[i];
           } else if ((time - t) * h > 0 && (time - t_next) * h < 0) {
             inside.push_back(j);
@@ -278,10 +299,10 @@ extern "C" void walk_back(Walk* c) {
         }
         const long used = inside.empty() ? USED : S;
         std::memcpy(ys, x, BLOCK * sizeof(T));
-        field(c, s, t, ys, w, k);
+        field(given, s, t, ys, w, k);
         for (long i = 1; i < used; i++) {
           combine(x, T(h), A[i], i, k, ys + i * BLOCK);
-          field(c, s, time_of(i, t, t_next, h), ys + i * BLOCK, w + i * KEPT, k + i * BLOCK);
+          field(given, s, time_of(i, t, t_next, h), ys + i * BLOCK, w + i * KEPT, k + i * BLOCK);
         }
         // k now takes the cotangents of the stages
         for (long i = 0; i < used; i++)
@@ -289,7 +310,7 @@ extern "C" void walk_back(Walk* c) {
         for (long j : inside) {
           double weights[S];
           dense((c->times[j] - t) / h, weights);
-          load(c->at_times + j * c->batch * D, c, block, seed, false);
+          load(c->at_times + j * c->batch * D, D, c, block, seed, false);
           for (long i = 0; i < used; i++)
             for (long v = 0; v < D * NV; v++) at(k + i * BLOCK, v) += T(h * weights[i]) * at(seed, v);
           for (long i = 0; i < BLOCK; i++) a[i] += seed[i];
@@ -301,12 +322,17 @@ extern "C" void walk_back(Walk* c) {
           for (long j = i + 1; j < used; j++)
             if (A[j][i] != 0)
               for (long v = 0; v < D * NV; v++) at(cot, v) += T(h * A[j][i]) * at(back + j * BLOCK, v);
-          backward(c->inputs, s, time, ys + i * BLOCK, w + i * KEPT, cot, b, back + i * BLOCK, g);
+          backward(given, s, time, ys + i * BLOCK, w + i * KEPT, cot, b, back + i * BLOCK, g);
         }
         for (long i = 0; i < used; i++)
           for (long v = 0; v < D * NV; v++) at(a, v) += at(back + i * BLOCK, v);
       }
-      store(a, c, block, c->x1);
+      store(a, D, c, block, c->x1);
+      for (long i = 0; i < ROW_GRADIENTS; i++) {
+        T* row = g + ROWS_AT + ROW_START[i] * R;
+        store(row, ROW_COUNT[i], c, block, c->gradients[ROW_PLACE[i]]);
+        std::memset(row, 0, ROW_COUNT[i] * R * sizeof(T));
+      }
     }
   };
   if (threads <= 1) {

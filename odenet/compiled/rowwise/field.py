@@ -1,0 +1,74 @@
+"""F as it was captured, what was made of it, and the tensors that it takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._higher_order_ops.wrap import wrap
+
+from odenet.compiled.rowwise.capture import Captured
+from odenet.compiled.scope import Leaves
+
+
+@dataclass
+class Field:
+    """What was made of one graph of F.
+
+    Attributes:
+        graph: F as it was captured.
+        walk: code of the walk, once it is made.
+        backs: code of the way back, by the inputs that are differentiated; None where the gradient couples the samples.
+        flat: the inputs of the latest call.
+    """
+
+    graph: Captured
+    walk: Any = None
+    backs: dict[tuple[int, ...], Any] = field(default_factory=dict)
+    flat: tuple[Any, ...] = ()
+
+    def tensors(self) -> list[Tensor]:
+        """The inputs beside state and time."""
+        given = [self.flat[place] for place in self.graph.given]
+        return [x if x.is_contiguous() else x.detach().contiguous() for x in given]
+
+    def sizes(self) -> list[int]:
+        """How many numbers of each of them a sample has, 0 if it is shared."""
+        graph = self.graph
+        return [math.prod(graph.fakes[place].shape[1:]) if place in graph.rows else 0 for place in graph.given]
+
+    def wanted(self, leaves: Leaves) -> dict[int, int]:
+        """For each tensor that F uses its number among the inputs."""
+        graph, found = self.graph, {}
+        places = {id(self.flat[place]): number for number, place in enumerate(graph.given)}
+        rows = {graph.rows[place]: number for number, place in enumerate(graph.given) if place in graph.rows}
+        for i, leaf in enumerate(leaves.tensors):
+            argument = leaves.places[i - len(leaves.names)] if i >= len(leaves.names) else -1
+            number = rows.get(argument, places.get(id(leaf)))  # rows may have been handed over as others
+            if number is not None:
+                found[i] = number
+        return found
+
+    @staticmethod
+    def gradients(found: dict[int, Tensor], wanted: dict[int, int], leaves: Leaves) -> list[Tensor]:
+        """Those of the leaves, from those of the inputs; of one sample there may be two rows."""
+        pairs = [(found.get(wanted.get(i, -1)), leaf) for i, leaf in enumerate(leaves.tensors)]
+        return [
+            torch.zeros_like(leaf) if part is None else part if part.shape == leaf.shape else part[: len(leaf)]
+            for part, leaf in pairs
+        ]
+
+
+def called(F: Any, t: Tensor, x: Tensor, args: tuple[Any, ...]) -> Any:
+    """F(t, x, *args), as Dynamo is to capture it: once, so nothing that is wrapped may change what lies outside."""
+    return wrap(lambda t, x: F(t, x, *args), t, x)
+
+
+def any_batch(x: Any) -> Any:
+    """x, of which a graph is to take any number of samples, if it is a tensor."""
+    if isinstance(x, Tensor) and x.dim():
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+    return x
