@@ -28,7 +28,8 @@ class Captured:
         state: place of the state among the inputs.
         time: place of the time among the inputs, or None.
         given: places of the inputs that are tensors beside these.
-        rows: for those of them that hold a row for each sample, which of F's arguments they are.
+        args: for those of them that are an argument of F, which.
+        rows: those of them that hold a row for each sample.
         dtype: of all numbers.
         features: sizes of a sample.
         batch: the symbol of the batch.
@@ -39,7 +40,8 @@ class Captured:
     state: int
     time: int | None
     given: list[int]
-    rows: dict[int, int]
+    args: dict[int, int]
+    rows: set[int]
     dtype: torch.dtype
     features: tuple[int, ...]
     batch: str
@@ -65,26 +67,27 @@ class Captured:
         sizes = x.shape
         if isinstance(sizes[0], int) or any(not isinstance(size, int) for size in sizes[1:]):
             raise NotRowwiseError("it holds for one size of the batch only")
-        given, rows = [], {}
+        given, args, rows = [], {}, set[int]()
         for place, (name, fake) in enumerate(zip(names, fakes, strict=True)):
             if name in ("L['x']", "L['t']") or isinstance(fake, torch.SymInt):
                 continue
-            if not isinstance(fake, Tensor) or fake.dtype != x.dtype or fake.device != x.device:
+            if not isinstance(fake, Tensor) or not (_alike(fake, x) or _number(fake)):
                 raise NotRowwiseError(f"it uses {name}, which is no tensor like the state")
-            number = _argument(name)
-            if not (_symbolic(fake) if own is None else number in own):
-                number = None
-            if any(not isinstance(size, int) for size in fake.shape[number is not None :]):
+            number, whole = _argument(name)
+            row = number is not None and (_symbolic(fake) if own is None else number in own)
+            if any(not isinstance(size, int) for size in fake.shape[row:]):
                 raise NotRowwiseError(f"it uses {name}, which has a batch of its own")
             given.append(place)
-            if number is not None:
-                rows[place] = number
+            if row:
+                rows.add(place)
+            if number is not None and whole:
+                args[place] = number
         time = names.index("L['t']") if "L['t']" in names else None
         batch = str(sizes[0].node.expr)
         for place in (*rows, *(() if time is None else (time,))):
             if fakes[place].dim() and _symbol(fakes[place].shape[0]) != batch:
                 raise NotRowwiseError(f"it does not use {names[place]} sample by sample")
-        return cls(graph, fakes, state, time, given, rows, x.dtype, tuple(sizes[1:]), batch)
+        return cls(graph, fakes, state, time, given, args, rows, x.dtype, tuple(sizes[1:]), batch)
 
     def forward(self) -> Program:
         """F."""
@@ -170,10 +173,19 @@ def _axes(x: Tensor, dim: Any) -> list[int]:
     return [axis % x.dim() for axis in axes]
 
 
-def _argument(name: str) -> int | None:
-    """Which of F's arguments an input is, or is a part of."""
+def _argument(name: str) -> tuple[int | None, bool]:
+    """Which of F's arguments an input is a part of, and whether it is all of it."""
     found = re.match(r"L\['args'\]\[(\d+)\]", name)
-    return int(found[1]) if found else None
+    return (int(found[1]), found[0] == name) if found else (None, False)
+
+
+def _alike(fake: Tensor, x: Tensor) -> bool:
+    return fake.dtype == x.dtype and fake.device == x.device
+
+
+def _number(fake: Tensor) -> bool:
+    """Whether it may be a number of Python's that has changed, which Dynamo hands over as a tensor."""
+    return fake.dim() == 0 and fake.dtype == torch.float64 and not fake.requires_grad
 
 
 def _symbolic(fake: Tensor) -> bool:

@@ -32,8 +32,8 @@ class Field:
 
     def tensors(self) -> list[Tensor]:
         """The inputs beside state and time."""
-        given = [self.flat[place] for place in self.graph.given]
-        return [x if x.is_contiguous() else x.detach().contiguous() for x in given]
+        given, dtype = [self.flat[place] for place in self.graph.given], self.graph.dtype
+        return [x if x.dtype == dtype and x.is_contiguous() else x.detach().to(dtype).contiguous() for x in given]
 
     def sizes(self) -> list[int]:
         """How many numbers of each of them a sample has, 0 if it is shared."""
@@ -44,10 +44,10 @@ class Field:
         """For each tensor that F uses its number among the inputs."""
         graph, found = self.graph, {}
         places = {id(self.flat[place]): number for number, place in enumerate(graph.given)}
-        rows = {graph.rows[place]: number for number, place in enumerate(graph.given) if place in graph.rows}
+        args = {graph.args[place]: number for number, place in enumerate(graph.given) if place in graph.args}
         for i, leaf in enumerate(leaves.tensors):
             argument = leaves.places[i - len(leaves.names)] if i >= len(leaves.names) else -1
-            number = rows.get(argument, places.get(id(leaf)))  # rows may have been handed over as others
+            number = args.get(argument, places.get(id(leaf)))  # arguments may have been handed over as others
             if number is not None:
                 found[i] = number
         return found

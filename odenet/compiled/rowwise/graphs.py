@@ -36,13 +36,16 @@ class RowGraphs(Solves):
         self._found: Field | NotRowwiseError | None = None
         self._other: Graphs | None = None
         self._rows = set[int]()  # arguments of F that hold a row for each sample
-        self._time, self._marked = torch.zeros((), dtype=problem.x0.dtype), False
-        self._graph = torch.compile(own(called), fullgraph=True, backend=self._capture)
+        self._time = torch.zeros((), dtype=problem.x0.dtype)
+        self._graph = self._made()
+
+    def _made(self) -> Callable[..., Any]:
+        return torch.compile(own(called), fullgraph=True, backend=self._capture)
 
     def _capture(self, graph: Any, inputs: Any) -> Callable[..., Any]:
         try:
             found: Field | NotRowwiseError = Field(Captured.of(graph))
-            self._rows |= set(found.graph.rows.values())
+            self._rows |= {found.graph.args[place] for place in found.graph.rows}
         except NotRowwiseError as refusal:
             found = refusal
 
@@ -60,17 +63,17 @@ class RowGraphs(Solves):
         Raises:
             NotRowwiseError: it is no function of single samples.
         """
-        args = problem.args
+        args, first = problem.args, self._found is None
+        rows = _rows(args, len(x)) if first else self._rows
         if len(x) == 1:  # of one Dynamo would make a graph for one
             x = _twice(x)
-            if self._rows:
-                args = tuple(_twice(arg) if n in self._rows else arg for n, arg in enumerate(args))
-        if not self._marked:
-            for part in (x, *(arg for arg in problem.args if isinstance(arg, Tensor) and arg.shape[:1] == x.shape[:1])):
-                any_batch(part)
-            self._marked = True
+        if rows:
+            args = tuple(any_batch(_twice(arg)) if n in rows else arg for n, arg in enumerate(args))
         with torch.no_grad():
-            self._graph(problem.weights.piece(0), self._time, x, args)
+            self._graph(problem.weights.piece(0), self._time, any_batch(x), args)
+            if first and rows and isinstance(self._found, NotRowwiseError):  # a size may be the batch's by chance
+                self._graph = self._made()
+                self._graph(problem.weights.piece(0), self._time, any_batch(x), problem.args)
         if isinstance(self._found, Field):
             return self._found
         raise self._found or NotRowwiseError("there is no graph of it")
@@ -246,10 +249,17 @@ class BlockChunk(Chunk):
         return self.blocks[number].transpose(1, 2).flatten(0, 1)[: self.shape[0]].reshape(self.shape)
 
 
+def _rows(args: tuple[Any, ...], batch: int) -> set[int]:
+    """Which arguments of F may hold a row for each sample."""
+    fits = [isinstance(arg, Tensor) and arg.dim() > 0 and len(arg) == batch > 1 for arg in args]
+    return {n for n, fit in enumerate(fits) if fit}
+
+
 def _twice(x: Any) -> Any:
     """Two samples of one."""
-    one = isinstance(x, Tensor) and x.dim() and len(x) == 1
-    return x.detach().expand(2, *x.shape[1:]).contiguous() if one else x
+    if not isinstance(x, Tensor) or x.dim() == 0:
+        return x
+    return x.detach().expand(2, *x.shape[1:]).contiguous() if len(x) == 1 else x.detach()
 
 
 def _threads(batch: int, lanes: int) -> int:

@@ -132,9 +132,9 @@ def special(target: Any, args: Any, kwargs: Any) -> tuple[Pointwise, tuple[Any, 
         return clamped(None, args[1]), args[:1]
     if str(target) == "prims.fma.default":  # known by name: Inductor adds it when it is loaded
         return Pointwise("{0} * {1} + {2}"), args[:3]
-    if target is aten.pow.Tensor_Scalar:
+    if target is aten.pow.Tensor_Scalar and isinstance(args[1], int | float):
         return power(args[1]), args[:1]
-    if target in (aten.pow.Tensor_Tensor, aten.pow.Scalar):
+    if target in (aten.pow.Tensor_Tensor, aten.pow.Tensor_Scalar, aten.pow.Scalar):
         return Pointwise("pow_({0}, {1})"), args[:2]
     return None
 

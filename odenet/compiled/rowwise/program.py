@@ -102,6 +102,8 @@ class Program:
                 raise NotRowwiseError(f"it holds {node.op} {node.target}")
             elif node.target is operator.getitem:
                 self.values[node] = self.several[node.args[0]][node.args[1]]
+            elif node.target is aten._local_scalar_dense.default:
+                self.values[node] = self.number_of(node.args[0])
             elif isinstance(node.meta.get("val"), list | tuple):
                 self.several[node] = self._several(node.target, node.args, node.kwargs)
             elif isinstance(node.meta.get("val"), Tensor):
@@ -329,6 +331,13 @@ class Program:
         """Append what computes a value to the section that it belongs to."""
         section = SECTIONS.get(value.kind, "backward" if value.backward else "forward")
         self.code[section] += lines
+
+    def number_of(self, arg: Any) -> Value:
+        """A number that is known before the walk."""
+        value = self._of(arg)
+        if value.kind != SHARED:
+            raise NotRowwiseError("it takes a number out of what it computes")
+        return value
 
     def _of(self, arg: Any) -> Value:
         if isinstance(arg, Node):

@@ -36,7 +36,7 @@ from odenet.compiled.scope import Leaves
 from odenet.compiled.walk import own
 from odenet.solvers.per_sample import SampleProblem
 
-WORTH_A_THREAD = 2  # blocks of samples for each thread
+WORTH_A_THREAD = 4  # blocks of samples for each thread
 
 
 class SampleRows(Solves):
