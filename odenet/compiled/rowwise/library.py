@@ -112,7 +112,8 @@ class Room:
 
     def __init__(self, code: Code, x: Tensor, threads: int, inputs: int):
         self.code, self.of = code, (x.shape[0], threads)
-        self.call, self.told = Walk(batch=x.shape[0], threads=threads), ()
+        self.call = Walk(batch=x.shape[0], threads=threads)
+        self.told: tuple[Any, ...] = ()
         self._work = x.new_empty(code.work_size(x.shape[0], threads))
         self._places, self._steps = (ctypes.c_void_p * max(1, inputs))(), (ctypes.c_double * 0)()
         self.call.inputs, self.call.work = ctypes.addressof(self._places), self._work.data_ptr()
