@@ -100,7 +100,8 @@ def _closed(model: nn.Module, extra: tuple[type[nn.Module], ...]) -> str:
     kinds = " and ".join(sorted({type(module).__name__ for module in found}))
     return (
         f"none of the {len(found)} residual blocks of {name} ({kinds}) stands in a sequence and adds to its own input: "
-        "each changes width or resolution, so no depth can be opened; take a deeper network of this kind"
+        "they change width or resolution, or are called one by one; take a deeper network of this kind, or open blocks "
+        "that keep their shape with odenet.models.from_blocks"
     )
 
 
