@@ -41,9 +41,12 @@ EXPLICIT = {
     "dopri8": Line("#aa3377"),
 }
 IMPLICIT = {
+    "implicit_euler": Line("#ee99aa"),
+    "trapezoid": Line("#999933", (1.2, 1.2)),
     "sdirk2": Line("#999933"),
     "trbdf2": Line("#999933", (5, 1.5)),
     "kvaerno3": Line("#56b4e9"),
+    "kvaerno4": Line("#0072b2"),
     "kvaerno5": Line("#009e73"),
     "radau5": Line("#009e73", (5, 1.5)),
     "dopri5": Line("#b0b0b0"),
