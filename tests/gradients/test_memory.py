@@ -7,10 +7,12 @@ import torch
 
 import odenet
 from odenet.gradients import gradients
+from odenet.solvers.control import Controller
 from odenet.training import SavedTensorMeter
 
 BATCH, DIM, WIDTH = 256, 4, 64
 STATE = BATCH * DIM * 8
+GREEDY = Controller(safety=1.0, grow=10.0)  # every other step is too long
 CONSTANT = {"mali": 2, "reversible_heun": 3, "reversible": 2, "momentum": 2, "adjoint": 2}
 GROWING = {"checkpoint": 1, "stagewise": 1}
 SOLVERS = {"mali": "alf", "reversible_heun": "reversible_heun", "momentum": "euler", "reversible": "midpoint"}
@@ -90,6 +92,25 @@ def test_memory_of_one_state_a_step(gradient, most):
         assert forward == steps - 1
         few, few_peak = held(gradient, steps, checkpoints=5)
         assert few == min(5, steps - 1) and few_peak < few + 100
+
+
+def test_rejected_trials_leave_no_graph_behind():
+    """Backprop holds what it holds for the accepted steps alone, given as a grid."""
+    F = odenet.residual.MLP(DIM, width=WIDTH, layers=1, norm="none").double()
+    x0 = torch.randn(8, DIM, dtype=torch.float64, requires_grad=True)
+
+    def live(**scheme):
+        with SavedTensorMeter(exclude=[x0, *F.parameters()]) as meter:
+            solution = odenet.solve(lambda t, x: 8 * F(t, x) * torch.cos(9 * t), x0, gradient="autograd", **scheme)
+            return meter.live, solution.stats
+
+    kept, stats = live(solver="dopri5", rtol=1e-6, atol=1e-6, first_step=1.0, controller=GREEDY)
+    assert stats.rejected > stats.accepted / 2
+    ends = torch.tensor([0.0, *stats.h], dtype=torch.float64).cumsum(0)
+    ends[-1] = 1.0
+    alone, given = live(solver="dopri5", grid=ends.tolist())
+    assert given.accepted == stats.accepted
+    assert kept < 1.1 * alone
 
 
 BESIDE = {"dopri5": 0, "alf": 1, "reversible_heun": 2, "leapfrog": 1, "ab5": 1, "implicit_euler": 1}
