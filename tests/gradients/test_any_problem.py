@@ -4,12 +4,13 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import odenet
 from odenet.depth import bspline, chebyshev, constant, low_rank, piecewise_constant
+from odenet.errors import NonlinearSolveError
 from odenet.gradients import gradients
 from odenet.solvers import solvers
 from odenet.solvers.implicit import ImplicitRungeKutta
@@ -149,4 +150,7 @@ def test_an_exact_gradient_is_that_of_backprop_over_many_problems(problem):
 @settings(max_examples=60, deadline=None)
 @given(problems(implicit=True))
 def test_an_exact_gradient_through_implicit_steps_is_that_of_backprop(problem):
-    assert_as_backprop(problem)
+    try:
+        assert_as_backprop(problem)
+    except NonlinearSolveError:  # a step that is as long may have no solution
+        reject()
