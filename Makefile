@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 ARGS ?=
 # Threads that wait go to sleep after some microseconds: on a busy machine spinning costs a factor of ten.
 export GOMP_SPINCOUNT ?= 10000
+# Memory of tensors goes back to the pool and not to the system, which would have to hand it out page by page again: with
+# images a twelfth of a solve's time. (glibc's own names; other systems do not read them.)
+export MALLOC_MMAP_THRESHOLD_ ?= 268435456
+export MALLOC_TRIM_THRESHOLD_ ?= 1073741824
 
 .PHONY: help compare test test-all check bench format clean
 

@@ -52,12 +52,19 @@ class ExplicitRungeKutta(Stepper):
             estimate = estimate, combine(None, h, tableau.b_coarse, k)
         return Trial(span, x, x_next, k, estimate, k[-1] if self._fsal else None, memory, NOTHING, k[0])
 
-    def advance(self, f: Evaluate, span: Span, x: Tensor) -> Tensor:
-        """x_next of `step`, where nothing else of the step is wanted."""
-        h, k = span.h, [f(span.t, x)]
-        for c, row in self._later:
-            k.append(f(span.at(c), combine(x, h, row, k)))
-        return combine(x, h, self.tableau.b, k)
+    def advance(self, f: Evaluate, spans: Sequence[Span], x: Tensor) -> Tensor:
+        """x_next of `step` over one span after the other, where nothing else of the steps is wanted."""
+        later, b = self._later, self.tableau.b
+        for span in spans:
+            h = span.h
+            if later:
+                k = [f(span.t, x)]
+                for c, row in later:
+                    k.append(f(span.at(c), combine(x, h, row, k)))
+                x = combine(x, h, b, k)
+            else:
+                x = torch.add(x, f(span.t, x), alpha=h * b[0])
+        return x
 
     def error_ratio(self, error: Any, weight: Tensor, norm: Callable[[Tensor], Any]) -> Any:
         """Size of the error estimate in units of the tolerance; of two, |E|² / √(|E|² + |E_c|²/100), 0 if E = 0.

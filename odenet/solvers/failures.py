@@ -60,11 +60,15 @@ def first_bad_sample(x: Tensor) -> int | None:
     return int(bad.reshape(x.shape[0], -1).any(1).nonzero()[0]) if x.dim() else 0
 
 
-@torch.no_grad()
 def check_finite(problem: Problem, stepper: Stepper, x: Tensor) -> None:
     """Raise if a fixed-step solve ended in NaN or infinity, naming the step in which it first appeared."""
-    if bool(torch.isfinite(x.detach().sum())) or bool(torch.isfinite(x.detach()).all()):
-        return
+    x = x.detach()
+    if not (math.isfinite(abs(x.sum().item())) or bool(torch.isfinite(x).all())):
+        _find_nonfinite(problem, stepper)
+
+
+@torch.no_grad()
+def _find_nonfinite(problem: Problem, stepper: Stepper) -> None:
     nfe = problem.stats.nfe
     if first_bad_sample(problem.x0) is not None:
         raise NonFiniteStateError(

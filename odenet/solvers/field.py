@@ -52,7 +52,7 @@ class VectorField:
         self.recomputing = False
         self.observer: Observer | None = None
         self._interval = pieces[0].start, pieces[-1].end
-        found = [list(reachable(weights.piece(i, *self._interval))) for i in range(weights.pieces)]
+        found = [reachable(weights.piece(i, *self._interval)) for i in range(weights.pieces)]
         self.found = [found[piece.weights] for piece in pieces]
         self.consistency = Consistency(([m for m in f if isinstance(m, nn.Module)] for f in found), x0.device)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -172,24 +172,29 @@ def _fixed(problem: Problem, stepper: Stepper, outputs: Outputs, seen: bool) -> 
     """
     x, first, memory, piece = problem.x0, None, NOTHING, -1
     f, stats, sign = problem.field.piece(0), problem.stats, problem.direction
-    advance = None if seen else stepper.advance
-    due = sign * outputs.next
-    for span in problem.spans():
+    advance = None if seen or problem.scheme.max_nfe is not None else stepper.advance
+    due, spans, number = sign * outputs.next, problem.spans(), 0
+    while number < len(spans):
+        span = spans[number]
         if span.piece != piece:
             begins = piece < 0 or not stepper.lasting
             piece, first = span.piece, None
             f = problem.field.piece(piece)
             memory = stepper.start(f, span.t, x) if begins else memory
-        if advance is not None and first is None and sign * span.t_next < due:
-            x = advance(f, span, x)
-            stats.accepted += 1
-            stats.h.append(abs(span.h))
-            continue
+        if advance is not None and first is None:
+            ending = bisect_right(spans, piece, lo=number, key=lambda other: other.piece)
+            shown = bisect_left(spans, due, lo=number, hi=ending, key=lambda other: sign * other.t_next)
+            if shown > number:
+                run = spans[number:shown]
+                x, number = advance(f, run, x), shown
+                stats.accepted += len(run)
+                stats.h += [abs(other.h) for other in run]
+                continue
         trial = stepper.step(f, span, x, memory, first)
         if not trial.converged:
             raise unsolved_error(trial, stats.nfe)
         yield f, trial
-        x, first, memory = trial.x_next, trial.end, trial.memory
+        x, first, memory, number = trial.x_next, trial.end, trial.memory, number + 1
         due = sign * outputs.next
 
 
@@ -219,8 +224,8 @@ def _adaptive(problem: Problem, stepper: Stepper) -> Walk:
                 h = min(max(h, scheme.h_min), scheme.h_max)
                 left = abs(end - t)
                 lands = h >= left or (h * STRETCH >= left and left <= scheme.h_max + control.resolution)
-                span = Span(piece, t, end if lands else t + sign * h, 0.0)
-                span = span._replace(h=span.t_next - t)
+                t_next = end if lands else t + sign * h
+                span = Span(piece, t, t_next, t_next - t)
                 control.check_step(span)
                 field.consistency.mark()
                 trial = stepper.step(f, span, x, memory, first, error=True)

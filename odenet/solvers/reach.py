@@ -4,38 +4,44 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
 DEPTH_OF_SEARCH = 6
 UNSEARCHED = (str, bytes, int, float, type, types.ModuleType)
+PLAIN = (int, float, str, types.NoneType)
+KNOWN = {
+    f"torch.nn.modules.{name}"
+    for name in ("activation", "batchnorm", "container", "conv", "dropout", "flatten", "linear", "normalization")
+}  # modules whose other attributes are settings
 
 
-def reachable(thing: Any) -> Iterator[Tensor | nn.Module]:
+def reachable(thing: Any) -> list[Tensor | nn.Module]:
     """Tensors and modules in modules, functions (with what they close over), methods and containers, each once."""
     seen: set[int] = set()
+    found: list[Tensor | nn.Module] = []
 
-    def walk(thing: Any, depth: int) -> Iterator[Tensor | nn.Module]:
-        if isinstance(thing, UNSEARCHED) or id(thing) in seen or depth < 0:
+    def walk(thing: Any, depth: int) -> None:
+        if thing is None or id(thing) in seen or depth < 0 or isinstance(thing, UNSEARCHED):
             return
         seen.add(id(thing))
         if isinstance(thing, Tensor):
-            yield thing
+            found.append(thing)
             return
         if isinstance(thing, nn.Module):
             modules = _tree(thing)
             seen.update(map(id, modules))
-            yield from modules
+            found.extend(modules)
             parts = _parts_of(modules)
         else:
             parts = _parts(thing)
         for part in parts:
-            if part is not None and not isinstance(part, UNSEARCHED):
-                yield from walk(part, depth - 1)
+            walk(part, depth - 1)
 
-    yield from walk(thing, DEPTH_OF_SEARCH)
+    walk(thing, DEPTH_OF_SEARCH)
+    return found
 
 
 def _tree(module: nn.Module) -> list[nn.Module]:
@@ -52,9 +58,12 @@ def _tree(module: nn.Module) -> list[nn.Module]:
 
 def _parts_of(modules: Iterable[nn.Module]) -> Iterable[Any]:
     """Parameters, buffers and public attributes of modules."""
-    held = [m._parameters for m in modules] + [m._buffers for m in modules]
-    inner = [v for m in modules for k, v in vars(m).items() if k[:1] != "_" and not isinstance(v, UNSEARCHED)]
-    return [*(tensor for tensors in held for tensor in tensors.values()), *inner]
+    parts, inner = [], []
+    for module in modules:
+        parts += [*module._parameters.values(), *module._buffers.values()]
+        if type(module).__module__ not in KNOWN:
+            inner += [v for k, v in vars(module).items() if k[:1] != "_" and not isinstance(v, PLAIN)]
+    return [*parts, *inner]
 
 
 def _parts(thing: Any) -> Iterable[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -113,7 +113,8 @@ class Stepper:
         error_order: q of the error estimate, which falls like h^q; None for a method without one.
         reference: the paper.
         partitioned: whether the state is a pair (q, p), each half of it.
-        advance: (f, span, x) -> x_next of a method without memory, where nothing else of a step is wanted; or None.
+        advance: (f, spans, x) -> x_next of a method without memory after steps on one piece of depth, where nothing
+            else of them is wanted; or None.
         lasting: whether the memory goes on where F becomes another function; if not, it is made anew there.
         per_sample: whether each sample may have a step of its own: then h in `Span` may be a tensor that broadcasts
             against the state, and nothing of the step may depend on other samples.
@@ -128,7 +129,7 @@ class Stepper:
     error_order: int | None = None
     reference: str = ""
     partitioned: bool = False
-    advance: Callable[[Evaluate, Span, Tensor], Tensor] | None = None
+    advance: Callable[[Evaluate, Sequence[Span], Tensor], Tensor] | None = None
     lasting: bool = False
     per_sample: bool = False
     options: tuple[str, ...] = ()
