@@ -69,7 +69,6 @@ class ReversibleHeun(Stepper):
 
     name, order, error_order = "reversible_heun", 2, 2
     per_sample = True
-    controller = "I_hold"
     reference = "Kidger et al. 2021"
 
     def start(self, f: Evaluate, t: float, x: Tensor, first: Tensor | None = None) -> Memory:
