@@ -347,7 +347,6 @@ def test_no_way_to_go_is_the_identity_for_those_samples_alone():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"solver": "abm3", "steps": 5}, "cannot give each sample its own steps"),
         ({"backend": "scipy", "solver": "RK45"}, "backend='native' only"),
         ({"gradient": "mali"}, "not defined for solver 'dopri5'; use solver alf"),
         ({"gradient": "autograd", "gradient_options": {"checkpoints": 3}}, "no gradient_options"),
