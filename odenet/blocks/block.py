@@ -131,7 +131,7 @@ class Block(nn.Module):
             solution, self.penalty = penalised(self.weights, x, interval, self._warm(), self.regularisers, ts, args)
         else:
             solution = run(self.weights, x, interval, self._warm(), ts, args, dense)
-        self.stats = solution.stats
+        self.__dict__["stats"] = solution.stats  # a module's own way to set an attribute is slow beside a small solve
         if self.warm_start and self.stats.h:
             self._first_step = self.stats.h[0]
         return solution

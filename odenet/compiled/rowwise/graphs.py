@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from ctypes import addressof
@@ -21,6 +22,7 @@ from odenet.compiled.walk import Graphs, own
 from odenet.solvers.problem import Problem
 
 WORTH_A_THREAD = 8  # blocks of samples for each thread
+NOTHING = contextlib.nullcontext()
 NO_TIMES = torch.empty(0, dtype=torch.float64)
 
 
@@ -69,7 +71,7 @@ class RowGraphs(Solves):
             x = _twice(x)
         if rows:
             args = tuple(any_batch(_twice(arg)) if n in rows else arg for n, arg in enumerate(args))
-        with torch.no_grad():
+        with torch.no_grad() if torch.is_grad_enabled() else NOTHING:
             self._graph(problem.weights.piece(0), self._time, any_batch(x), args)
             if first and rows and isinstance(self._found, NotRowwiseError):  # a size may be the batch's by chance
                 self._graph = self._made()
