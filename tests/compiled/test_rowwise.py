@@ -10,6 +10,7 @@ import odenet
 from odenet import compiled
 from odenet.compiled import record
 from odenet.compiled.rowwise import NotRowwiseError, graphs
+from odenet.compiled.rowwise.capture import Captured
 from odenet.errors import SolveError
 from odenet.residual import MLP
 from odenet.solvers import solvers
@@ -250,7 +251,7 @@ def test_a_gradient_that_couples_samples_is_walked_back_as_a_whole_and_made_once
         made.append(wanted)
         raise NotRowwiseError("not here")
 
-    monkeypatch.setattr(graphs.Captured, "joint", joint)
+    monkeypatch.setattr(Captured, "joint", joint)
     F = Swirl()
     for _ in range(2):
         x0 = x.clone().requires_grad_()

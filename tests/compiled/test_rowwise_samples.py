@@ -11,6 +11,7 @@ from torch import nn
 import odenet
 from odenet.compiled import CompileWarning, per_sample, record
 from odenet.compiled.rowwise import NotRowwiseError, samples
+from odenet.compiled.rowwise.capture import Captured
 from odenet.residual import MLP
 from odenet.solvers import solvers
 from odenet.solvers.explicit import ExplicitRungeKutta
@@ -257,7 +258,7 @@ def test_a_gradient_that_is_not_written_row_by_row_is_walked_back_in_rounds(monk
     def joint(self, wanted):
         raise NotRowwiseError("not here")
 
-    monkeypatch.setattr(samples.Captured, "joint", joint)
+    monkeypatch.setattr(Captured, "joint", joint)
     monkeypatch.setattr(samples, "SampleGraphs", Rounds)
     assert all(float(g.abs().max()) == 0 for g in solved(Driven(), True)[1])
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from odenet.compiled.record import Chunk, Solves, Walked, answers, inside
-from odenet.compiled.rowwise.capture import Captured
-from odenet.compiled.rowwise.field import Field, any_batch, called
+from odenet.compiled.rowwise.field import Field, any_batch, called, captured
 from odenet.compiled.rowwise.library import Code, Room, pointers
 from odenet.compiled.rowwise.source import backward, forward
 from odenet.compiled.rowwise.values import NotRowwiseError
@@ -45,19 +44,12 @@ class RowGraphs(Solves):
         return torch.compile(own(called), fullgraph=True, backend=self._capture)
 
     def _capture(self, graph: Any, inputs: Any) -> Callable[..., Any]:
-        try:
-            found: Field | NotRowwiseError = Field(Captured.of(graph))
+        return captured(graph, self._note, self._time)
+
+    def _note(self, found: Field | NotRowwiseError) -> None:
+        if found is not self._found and isinstance(found, Field):
             self._rows |= {found.graph.args[place] for place in found.graph.rows}
-        except NotRowwiseError as refusal:
-            found = refusal
-
-        def reached(*flat: Any) -> Any:
-            self._found = found
-            if isinstance(found, Field):
-                found.flat = flat
-            return (self._time,)  # nobody looks at it
-
-        return reached
+        self._found = found
 
     def field(self, problem: Problem, x: Tensor) -> Field:
         """F as it is now.

@@ -10,18 +10,20 @@ import torch
 from odenet.compiled.rowwise.library import register_width
 from odenet.compiled.rowwise.program import Program
 from odenet.compiled.rowwise.source import (
+    backward_code,
     controller_of,
     features_of,
     field_of,
-    gradients_of,
     method_of,
     rows_of,
-    text,
+    whole,
     write_result,
 )
 from odenet.compiled.rowwise.values import ROW, stored
 from odenet.solvers.control import LEAST_ERROR, Controller
 from odenet.solvers.tableau import Tableau
+
+FILES = ("functions.h", "samples.h", "kernels.h")
 
 
 def lanes_of(dtype: torch.dtype) -> int:
@@ -46,7 +48,8 @@ def forward(program: Program, inputs: Sequence[int], tableau: Tableau, control: 
     level = [f"constexpr double LEVEL = {math.log(LEAST_ERROR)!r};"]
     code = [*method_of(program, tableau), *controller_of(control), *(level if control else ()), *rows_of(inputs)]
     parts = ["FORWARD", "ADAPTIVE"] if control else ["FORWARD"]
-    return _whole(program, parts, lanes_of(program.dtype), [*code, *field_of(program)], ["lanes.h", "lanes_walk.h"])
+    code += field_of(program)
+    return whole(program, parts, lanes_of(program.dtype), code, FILES, ["lanes.h", "lanes_walk.h"])
 
 
 def backward(program: Program, inputs: Sequence[int], wanted: Sequence[int], tableau: Tableau) -> str:
@@ -58,23 +61,5 @@ def backward(program: Program, inputs: Sequence[int], wanted: Sequence[int], tab
         wanted: whose gradients they are, by their number among the inputs.
         tableau: of the method.
     """
-    k, a, *gradients = program.outputs
-    sizes = (None, *features_of(program))
-    write_result(program, k, stored(ROW, sizes, "k"))
-    write_result(program, a, stored(ROW, sizes, "o", backward=True))
-    sums = gradients_of(program, gradients, inputs, wanted)
-    code = [*method_of(program, tableau), *rows_of(inputs), *sums, *field_of(program, backward=True)]
-    return _whole(program, ["BACKWARD"], lanes_of(program.dtype) // 2, code, ["lanes.h", "lanes_back.h"])
-
-
-def _whole(program: Program, parts: Sequence[str], lanes: int, code: Sequence[str], files: Sequence[str]) -> str:
-    lines = [
-        *(f"#define {part}" for part in parts),
-        f"typedef {'float' if program.dtype == torch.float32 else 'double'} T;",
-        f"#define WIDTH {register_width()}",
-        f"#define R {lanes}L",
-        *map(text, ("functions.h", "samples.h", "kernels.h")),
-        *code,
-        *map(text, files),
-    ]
-    return "\n".join(lines)
+    code = backward_code(program, inputs, wanted, tableau)
+    return whole(program, ["BACKWARD"], lanes_of(program.dtype) // 2, code, FILES, ["lanes.h", "lanes_back.h"])

@@ -15,8 +15,7 @@ from torch.utils import _pytree as pytree
 
 from odenet.compiled.per_sample.walk import SampleGraphs
 from odenet.compiled.record import LARGEST_RECORD, Solves
-from odenet.compiled.rowwise.capture import Captured
-from odenet.compiled.rowwise.field import Field, any_batch, called
+from odenet.compiled.rowwise.field import Field, any_batch, called, captured
 from odenet.compiled.rowwise.library import library, pointers
 from odenet.compiled.rowwise.sample_record import (
     ACCEPTED,
@@ -54,18 +53,10 @@ class SampleRows(Solves):
         self._graphs: dict[frozenset[int], Callable[..., Any]] = {}
 
     def _capture(self, rows: frozenset[int], graph: Any, inputs: Any) -> Callable[..., Any]:
-        try:
-            found: Field | NotRowwiseError = Field(Captured.of(graph, rows))
-        except NotRowwiseError as refusal:
-            found = refusal
+        return captured(graph, self._note, self._nothing, rows)
 
-        def reached(*flat: Any) -> Any:
-            self._found = found
-            if isinstance(found, Field):
-                found.flat = flat
-            return (self._nothing,)  # nobody looks at it
-
-        return reached
+    def _note(self, found: Field | NotRowwiseError) -> None:
+        self._found = found
 
     def field(self, problem: SampleProblem) -> Field:
         """F as it is now.

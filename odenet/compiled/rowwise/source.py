@@ -30,7 +30,7 @@ def forward(program: Program, inputs: Sequence[int], tableau: Tableau, control: 
     write_result(program, program.outputs[0], stored(ROW, (None, *features_of(program)), "k"))
     parts = ["FORWARD", "ADAPTIVE"] if control else ["FORWARD"]
     code = [*method_of(program, tableau), *controller_of(control), *rows_of(inputs), *field_of(program)]
-    return _whole(program, parts, code)
+    return whole(program, parts, _lanes(program), code, ["functions.h", "kernels.h"], ["walk.h"])
 
 
 def backward(program: Program, inputs: Sequence[int], wanted: Sequence[int], tableau: Tableau) -> str:
@@ -42,26 +42,39 @@ def backward(program: Program, inputs: Sequence[int], wanted: Sequence[int], tab
         wanted: whose gradients they are, by their number among the inputs.
         tableau: of the method.
     """
+    code = backward_code(program, inputs, wanted, tableau)
+    return whole(program, ["BACKWARD"], _lanes(program), code, ["functions.h", "kernels.h"], ["walk.h"])
+
+
+def backward_code(program: Program, inputs: Sequence[int], wanted: Sequence[int], tableau: Tableau) -> list[str]:
+    """What the way back needs of the method and of F; arguments as for `backward`."""
     k, a, *gradients = program.outputs
     sizes = (None, *features_of(program))
     write_result(program, k, stored(ROW, sizes, "k"))
     write_result(program, a, stored(ROW, sizes, "o", backward=True))
     sums = gradients_of(program, gradients, inputs, wanted)
-    code = [*method_of(program, tableau), *rows_of(inputs), *sums, *field_of(program, backward=True)]
-    return _whole(program, ["BACKWARD"], code)
+    return [*method_of(program, tableau), *rows_of(inputs), *sums, *field_of(program, backward=True)]
 
 
-def _whole(program: Program, parts: Sequence[str], code: Sequence[str]) -> str:
-    return "\n".join([
+def whole(
+    program: Program, parts: Sequence[str], lanes: int, code: Sequence[str], before: Sequence[str], after: Sequence[str]
+) -> str:
+    """A source: what is asked of its files, the samples of a block, and the code between those before and after it."""
+    lines = [
         *(f"#define {part}" for part in parts),
         f"typedef {'float' if program.dtype == torch.float32 else 'double'} T;",
         f"#define WIDTH {register_width()}",
-        f"#define R {register_width() // program.dtype.itemsize}L",
-        text("functions.h"),
-        text("kernels.h"),
+        f"#define R {lanes}L",
+        *map(text, before),
         *code,
-        text("walk.h"),
-    ])  # fmt: skip
+        *map(text, after),
+    ]
+    return "\n".join(lines)
+
+
+def _lanes(program: Program) -> int:
+    """Samples of a block: as many as fill a register."""
+    return register_width() // program.dtype.itemsize
 
 
 def features_of(program: Program) -> tuple[int, ...]:
