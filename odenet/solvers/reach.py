@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 DEPTH_OF_SEARCH = 6
 UNSEARCHED = (str, bytes, int, float, type, types.ModuleType)
-PLAIN = (int, float, str, types.NoneType)
 KNOWN = {
     f"torch.nn.modules.{name}"
     for name in ("activation", "batchnorm", "container", "conv", "dropout", "flatten", "linear", "normalization")
@@ -62,7 +61,7 @@ def _parts_of(modules: Iterable[nn.Module]) -> Iterable[Any]:
     for module in modules:
         parts += [*module._parameters.values(), *module._buffers.values()]
         if type(module).__module__ not in KNOWN:
-            inner += [v for k, v in vars(module).items() if k[:1] != "_" and not isinstance(v, PLAIN)]
+            inner += [v for k, v in vars(module).items() if k[:1] != "_" and not isinstance(v, UNSEARCHED)]
     return [*parts, *inner]
 
 

@@ -9,17 +9,7 @@ import torch
 
 from odenet.compiled.rowwise.library import register_width
 from odenet.compiled.rowwise.program import Program
-from odenet.compiled.rowwise.source import (
-    backward_code,
-    controller_of,
-    features_of,
-    field_of,
-    method_of,
-    rows_of,
-    whole,
-    write_result,
-)
-from odenet.compiled.rowwise.values import ROW, stored
+from odenet.compiled.rowwise.source import backward_code, forward_code, whole
 from odenet.solvers.control import LEAST_ERROR, Controller
 from odenet.solvers.tableau import Tableau
 
@@ -36,30 +26,14 @@ def lanes_of(dtype: torch.dtype) -> int:
 
 
 def forward(program: Program, inputs: Sequence[int], tableau: Tableau, control: tuple[Controller, int] | None) -> str:
-    """C++ of the walk.
-
-    Args:
-        program: F.
-        inputs: for each input of F beside time and state how many numbers of it a sample has, 0 if it is shared.
-        tableau: of the method.
-        control: the controller and the order of the error estimate of an adaptive walk.
-    """
-    write_result(program, program.outputs[0], stored(ROW, (None, *features_of(program)), "k"))
-    level = [f"constexpr double LEVEL = {math.log(LEAST_ERROR)!r};"]
-    code = [*method_of(program, tableau), *controller_of(control), *(level if control else ()), *rows_of(inputs)]
-    parts = ["FORWARD", "ADAPTIVE"] if control else ["FORWARD"]
-    code += field_of(program)
+    """C++ of the walk; arguments as for `odenet.compiled.rowwise.source.forward`."""
+    parts, code = forward_code(program, inputs, tableau, control)
+    if control:
+        code.append(f"constexpr double LEVEL = {math.log(LEAST_ERROR)!r};")
     return whole(program, parts, lanes_of(program.dtype), code, FILES, ["lanes.h", "lanes_walk.h"])
 
 
 def backward(program: Program, inputs: Sequence[int], wanted: Sequence[int], tableau: Tableau) -> str:
-    """C++ of the way back; the outputs of the program are F, the cotangent of the state, and gradients.
-
-    Args:
-        program: F and its vector-Jacobian product.
-        inputs: as for `forward`.
-        wanted: whose gradients they are, by their number among the inputs.
-        tableau: of the method.
-    """
+    """C++ of the way back; arguments as for `odenet.compiled.rowwise.source.backward`."""
     code = backward_code(program, inputs, wanted, tableau)
     return whole(program, ["BACKWARD"], lanes_of(program.dtype) // 2, code, FILES, ["lanes.h", "lanes_back.h"])

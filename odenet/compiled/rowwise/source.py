@@ -27,10 +27,17 @@ def forward(program: Program, inputs: Sequence[int], tableau: Tableau, control: 
         tableau: of the method.
         control: the controller and the order of the error estimate of an adaptive walk.
     """
+    parts, code = forward_code(program, inputs, tableau, control)
+    return whole(program, parts, _lanes(program), code, ["functions.h", "kernels.h"], ["walk.h"])
+
+
+def forward_code(
+    program: Program, inputs: Sequence[int], tableau: Tableau, control: tuple[Controller, int] | None
+) -> tuple[list[str], list[str]]:
+    """Which parts of the files the walk asks for, and what it needs of method and F; arguments as for `forward`."""
     write_result(program, program.outputs[0], stored(ROW, (None, *features_of(program)), "k"))
     parts = ["FORWARD", "ADAPTIVE"] if control else ["FORWARD"]
-    code = [*method_of(program, tableau), *controller_of(control), *rows_of(inputs), *field_of(program)]
-    return whole(program, parts, _lanes(program), code, ["functions.h", "kernels.h"], ["walk.h"])
+    return parts, [*method_of(program, tableau), *controller_of(control), *rows_of(inputs), *field_of(program)]
 
 
 def backward(program: Program, inputs: Sequence[int], wanted: Sequence[int], tableau: Tableau) -> str:
