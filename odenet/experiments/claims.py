@@ -57,13 +57,16 @@ def judge(list_of_results: Sequence[Results]) -> Claim | None:
     return None if name is None else claims[name](list_of_results)
 
 
-def sentences(claim: Claim, runs: int) -> list[str]:
-    """A claim in three sentences."""
-    seeds = f"over {runs} seeds" if runs > 1 else "with one seed"
+def sentences(claim: Claim, seeds: Sequence[int]) -> list[str]:
+    """A claim, what was measured with these seeds, and the verdict, which says how many seeds it rests on."""
+    if len(seeds) == 1:
+        measured, rests = f"with one seed ({seeds[0]})", ", with one seed only; -m seed=0,1,2 measures it over three"
+    else:
+        measured, rests = f"over {len(seeds)} seeds ({', '.join(map(str, seeds))})", f", over {len(seeds)} seeds"
     return [
         f"{claim.paper} claim: {claim.claim}",
-        f"Measured {seeds}: {claim.measured}",
-        "This was seen." if claim.seen else "This was not seen.",
+        f"Measured {measured}: {claim.measured}",
+        f"This was {'' if claim.seen else 'not '}seen{rests}.",
     ]
 
 

@@ -15,7 +15,7 @@ from odenet.data import DataSet
 from odenet.diagnostics import diagnostics
 from odenet.errors import InputError, RunError
 from odenet.experiments.build import build_data, build_model, build_training, device_of, rehearse
-from odenet.experiments.claims import claims
+from odenet.experiments.claims import claims, judge, sentences
 from odenet.experiments.config import contender_config
 from odenet.experiments.contender import Contender
 from odenet.experiments.environment import environment
@@ -82,6 +82,8 @@ def compare(config: DictConfig, console: Console) -> Path:
     )
     console.print(terminal_table(results))
     console.print(f"{clock(results['seconds'])} in all. Report: {written['report.html']}", highlight=False)
+    if (claim := judge([results])) is not None:
+        console.print(*sentences(claim, [config.seed]), sep="\n", highlight=False, markup=False)
     return folder
 
 

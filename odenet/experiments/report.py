@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 CAPTIONS = {
-    "claim": ("What the paper’s claim is about", "The numbers by which the claim below is judged."),
+    "claim": ("What the paper’s claim is about", "The numbers by which the claim at the end is judged."),
     "accuracy_nfe": (
         "Accuracy and function evaluations",
         "Each trained network, its weights untouched, walked by other solvers. Above: Euler’s method with more and "

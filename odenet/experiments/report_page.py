@@ -110,20 +110,19 @@ def markdown(page: Page, folder: Path) -> str:
     for picture in page.pictures:
         link = picture.files["png"].relative_to(folder).as_posix()
         text += [f"## {picture.title}", "", f"![{picture.title}]({link})", "", picture.caption, ""]
-    text += claim_section(judge([page.results]), 1)
     text += ["## How this was measured", "", *(f"- **{what}.** {how}" for what, how in MEASURED), ""]
     text += ["## Config", "", _fenced(page.config_yaml, "yaml"), "", "## Environment", ""]
     text += ["| what | value |", "| --- | --- |"]
     text += [f"| {as_markdown(key)} | {as_markdown(value)} |" for key, value in flat(page.environment)]
+    text += claim_section(judge([page.results]), [page.results["seed"]])
     return "\n".join(text) + "\n"
 
 
-def claim_section(claim: Claim | None, runs: int) -> list[str]:
-    """The lines on a paper’s claim that was judged by so many runs; none if there is no claim."""
+def claim_section(claim: Claim | None, seeds: Sequence[int]) -> list[str]:
+    """The last lines of a report, on a paper’s claim that was judged by runs of these seeds; none without a claim."""
     if claim is None:
         return []
-    said = sentences(claim, runs)
-    return ["## The paper’s claim", "", *(line for s in said for line in (as_markdown(s), ""))]
+    return ["", "## The paper’s claim", *(line for s in sentences(claim, seeds) for line in ("", as_markdown(s)))]
 
 
 def _markdown_table(results: Results) -> list[str]:
@@ -184,14 +183,15 @@ def html(page: Page) -> str:
         image = f'<img src="{inline(picture.files)}" alt="{escape(picture.title)}">'
         body.append(f"<h2>{escape(picture.title)}</h2>")
         body.append(f"<figure>{image}<figcaption>{escape(picture.caption)}</figcaption></figure>")
-    claim = judge([page.results])
-    if claim is not None:
-        body += ["<h2>The paper’s claim</h2>", *(f"<p>{escape(s)}</p>" for s in sentences(claim, 1))]
     body += ["<h2>How this was measured</h2>", "<dl>"]
     body += [f"<dt>{escape(what)}</dt><dd>{escape(how)}</dd>" for what, how in MEASURED]
     body += ["</dl>", "<h2>Config</h2>", f"<pre>{escape(page.config_yaml.rstrip())}</pre>", "<h2>Environment</h2>"]
     rows = (f"<tr><th scope=row>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in flat(page.environment))
     body.append(f"<div class=wide><table class=pairs>{''.join(rows)}</table></div>")
+    claim = judge([page.results])
+    if claim is not None:
+        said = sentences(claim, [page.results["seed"]])
+        body += ["<h2>The paper’s claim</h2>", *(f"<p>{escape(s)}</p>" for s in said)]
     return document(title, body)
 
 

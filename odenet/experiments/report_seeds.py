@@ -129,9 +129,9 @@ def _markdown(summary: dict[str, Any], claim: Claim | None) -> str:
         for network in group:
             cells = [_shown(network[metric], factor, digits) for metric, _, factor, digits in SHOWN]
             text.append(f"| {as_markdown(network['label'])} | {' | '.join(cells)} |")
-    text += ["", *claim_section(claim, runs)]
     if claim is not None and claim.panels:
-        text += ["![What the paper’s claim is about](claim.png)"]
+        text += ["", "![What the paper’s claim is about](claim.png)"]
+    text += claim_section(claim, summary["seeds"])
     return "\n".join(text) + "\n"
 
 

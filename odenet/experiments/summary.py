@@ -30,6 +30,7 @@ class SeedSummary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Group the finished jobs by their config without the seed, and write a summary of each group."""
+        from odenet.experiments.claims import judge, sentences
         from odenet.experiments.report import write_seed_summary
 
         sweep = Path(config.hydra.sweep.dir)
@@ -46,3 +47,5 @@ class SeedSummary(Callback):
             target = sweep if len(groups) == 1 else sweep / name
             write_seed_summary(target, results)
             print(f"summary over seeds {', '.join(str(r['seed']) for r in results)}: {target / 'summary.md'}")
+            if (claim := judge(results)) is not None:
+                print(*sentences(claim, [r["seed"] for r in results]), sep="\n")

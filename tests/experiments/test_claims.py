@@ -1,5 +1,7 @@
 """A claim is judged by the numbers of the runs, and said in the report and in the summary over seeds."""
 
+import re
+
 import pytest
 
 from odenet.artifacts import read_json
@@ -114,8 +116,11 @@ def test_the_slope_of_the_distance_to_the_ode_is_measured():
 
 def test_three_sentences():
     claim = judge([results("solver_swap", network("a", 1.0, finest=0.5), network("b", 1.0, finest=1.0))] * 3)
-    first, second, third = sentences(claim, 3)
-    assert first.startswith("Ott et al. 2021") and "over 3 seeds" in second and third == "This was seen."
+    first, second, third = sentences(claim, [3, 4, 5])
+    assert first.startswith("Ott et al. 2021") and second.startswith("Measured over 3 seeds (3, 4, 5): under the")
+    assert third == "This was seen, over 3 seeds."
+    _, alone, third = sentences(claim, [7])
+    assert alone.startswith("Measured with one seed (7): ") and third.startswith("This was seen, with one seed only;")
     assert judge([{"contenders": []}]) is None
 
 
@@ -132,20 +137,34 @@ def test_every_experiment_with_a_claim_names_one_that_there_is():
     assert set(filter(None, found)) == set(claims)
 
 
+def ends_with(text, seeds, rests_on):
+    """Whether a text ends with claim, measurement and verdict, whatever the lines were broken at."""
+    claim, measured = r"Dupont et al\. 2019 \(Augmented Neural ODEs\) claim: [^#]*", f"Measured {seeds}: mean [^#]*"
+    return re.search(f"{claim} {measured} This was (not )?seen, {rests_on}$", " ".join(text.split()))
+
+
+def seed_of(run):
+    return read_json(run / "results.json")["seed"]
+
+
 def test_an_experiment_ends_with_its_claim_and_the_figure_of_it_over_seeds_too(odenet):
     small = ["data.n=64", "data.n_test=40", "trainer.epochs=1", "residual.width=4", "trainer.batch_size=32"]
     words = [*small, "diagnostics=[step_halving]", "hydra.sweep.dir=sweep", "seed=0,1"]
     done = odenet("compare", "experiment=flip_1d", *words, "-m")
     assert done.status == 0, done.err
     summary = (odenet.folder / "sweep/summary.md").read_text()
-    assert "Measured over 2 seeds: mean squared error" in summary and "](claim.png)" in summary
+    assert "](claim.png)" in summary
+    for text in (summary, done.out):
+        assert ends_with(text, r"over 2 seeds \(0, 1\)", r"over 2 seeds\."), text
     assert (odenet.folder / "sweep/claim.png").stat().st_size > 3000
     run = next((odenet.folder / "runs/compare").iterdir())
     assert (run / "figures/claim.png").stat().st_size > 3000 and "figures/claim.png" in (run / "report.md").read_text()
-    for name in ("report.md", "report.html"):
-        text = (run / name).read_text()
-        assert "Dupont et al. 2019 (Augmented Neural ODEs) claim" in text and "This was" in text
-        assert "with one seed" in text
+    with_one = r"with one seed \([01]\)", "with one seed only; -m seed=0,1,2 measures it over three."
+    page = (run / "report.html").read_text().removesuffix("\n</body>\n</html>\n")
+    for text in ((run / "report.md").read_text(), re.sub("</?p>", "", page)):
+        assert ends_with(text, *with_one), text[-2000:]
+    alone = odenet("compare", "experiment=flip_1d", *small, "diagnostics=[step_halving]", f"seed={seed_of(run)}")
+    assert ends_with(alone.out, *with_one), alone.out
     assert "a regression, counted as right within 0.1" in (run / "report.html").read_text()
     node = read_json(run / "results.json")["contenders"][1]
     assert [len(part["defects"]) for part in node["diagnostics"]["step_halving"]] == [3]
