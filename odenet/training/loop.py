@@ -24,6 +24,7 @@ from odenet.training.batches import Samples, batches, derived_seed
 from odenet.training.continuation import Change, Continuation, apply, mean_loss
 from odenet.training.engine import launch, sum_over_processes
 from odenet.training.evaluation import evaluate
+from odenet.training.finite import Step
 from odenet.training.history import EpochRecord, History, Progress, write_history
 from odenet.training.logs import Logs
 from odenet.training.memory import saved_bytes
@@ -75,8 +76,8 @@ def fit(
 
     Raises:
         InputError: the model has no parameters or returns no logits, or the device cannot be had.
-        RunError: the loss became nan or infinite, the folder cannot be written, or its checkpoint is damaged or
-            belongs to another run.
+        RunError: a loss or a gradient became nan or infinite, the folder cannot be written, or its checkpoint is
+            damaged or belongs to another run.
         SolveError: a solve in the model broke down.
     """
     settings = settings or Settings()
@@ -215,6 +216,7 @@ def _train_epoch(
     samples, loss_sum, lr = 0, 0.0, math.nan
     correct = torch.zeros((), dtype=torch.int64, device=fabric.device)
     counts = torch.zeros(4, dtype=torch.float64)
+    scaled = getattr(fabric.strategy.precision, "scaler", None) is not None  # which leaves out steps that overflow
     started = time.perf_counter()
     for step, (x, y) in enumerate(loader):
         if data.augmentation is not None:
@@ -226,17 +228,16 @@ def _train_epoch(
             memory = _measure(fabric, model, objective, x, y)
             not_training += time.perf_counter() - before
 
-        outputs = outputs_of(wrapped, x)
-        loss = objective.loss(outputs, y)
-        for penalty in take_penalties(model):
-            loss = loss + penalty
-        value, lr = loss.item(), optimizer.param_groups[0]["lr"]
-        if not math.isfinite(value):
-            raise RunError(
-                f"the training loss became {value} in epoch {epoch + 1}, step {step + 1} "
-                f"(learning rate {lr:.3g}); lower the learning rate or clip the gradient"
-            )
-        fabric.backward(loss)
+        lr = optimizer.param_groups[0]["lr"]
+        with Step(model, optimizer, epoch + 1, step + 1) as this:
+            outputs = outputs_of(wrapped, x)
+            loss = objective.loss(outputs, y)
+            for penalty in take_penalties(model):
+                loss = loss + penalty
+            value = this.loss(loss)
+            fabric.backward(loss)
+            if not scaled:
+                this.gradients(value)
         stats = collect_stats(model)
         if settings.grad_clip is not None:
             fabric.clip_gradients(wrapped, optimizer, max_norm=settings.grad_clip, error_if_nonfinite=False)
