@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from odenet.depth.bases import Basis, check_count
 from odenet.depth.coefficients import Coefficients, drawn, mapped, stacked, statistics_of
+from odenet.depth.constant import PiecewiseConstantKind
 from odenet.depth.expansion import Expansion, contract
 from odenet.depth.kinds import ExpansionKind, piecewise_linear, sized
 from odenet.depth.projection import draw, gram, means, ones, report, residual, transfer
@@ -145,19 +146,20 @@ def _truncated(C: Tensor, basis: Basis, rank: int) -> tuple[Tensor, Tensor, floa
     return modes.reshape(1 + rank, *C.shape[1:]).to(C.device, C.dtype), A, float((S[kept:] ** 2).sum())
 
 
-def low_rank(r: int, base: ExpansionKind) -> LowRankKind:
+def low_rank(r: int, base: ExpansionKind | PiecewiseConstantKind) -> LowRankKind:
     """Weights with one set for all depths and r more whose share changes with depth: θ(t) = Θ_0 + Σ_j a_j(t) Θ_j.
 
     Drawn with the variance over depth that F's own initialisation has.
 
     Args:
         r: rank, at least 1.
-        base: the basis of the profiles a_j, such as `odenet.depth.bspline(3, 8)`.
+        base: the basis of the profiles a_j, such as `odenet.depth.bspline(3, 8)`, or for layers
+            `odenet.depth.piecewise_constant(8)`.
 
     Raises:
         InputError: an argument that cannot be used.
     """
-    if not isinstance(base, ExpansionKind):
+    if not isinstance(base, ExpansionKind | PiecewiseConstantKind):
         raise InputError(f"low_rank takes a basis such as odenet.depth.bspline(3, 8), got {base!r}")
     return LowRankKind(r, base.basis)
 

@@ -20,6 +20,7 @@ from odenet.errors import InputError
 from odenet.registry import Registry
 
 ResidualFunction = Callable[..., Tensor]
+SYNONYMS = {"constant": "tied", "piecewise_constant": "untied"}  # the bases that a ResNet has words of its own for
 depth_weights: Registry[Callable[..., DepthWeights]] = Registry("depth weights")
 
 
@@ -133,18 +134,19 @@ def weights_over_depth(F: Any, weights: Any, steps: int | None) -> DepthWeights:
 
     Args:
         F: a residual function, or `DepthWeights`, which are taken as they are (with `weights="tied"`).
-        weights: "tied", "untied", or a function of F such as `piecewise_constant(N)`.
+        weights: "tied" (or "constant"), "untied" (or "piecewise_constant"), the name of another basis, or a function of
+            F such as `piecewise_constant(N)`.
         steps: number of steps, from which "untied" takes its number of layers; None if adaptive.
 
     Raises:
         InputError: F or `weights` is of the wrong kind.
     """
     if isinstance(F, DepthWeights):
-        if weights not in ("tied", None):
+        if weights not in ("tied", "constant", None):
             raise InputError("F holds its own weights over depth already; leave weights out")
         return F
     if isinstance(weights, str):
-        return depth_weights[weights](F, steps)
+        return depth_weights[SYNONYMS.get(weights, weights)](F, steps)
     if callable(weights) and not isinstance(weights, nn.Module):
         built = weights(F)
         if isinstance(built, DepthWeights):

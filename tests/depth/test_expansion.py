@@ -9,7 +9,7 @@ from scipy.integrate import solve_ivp
 from torch import nn
 
 import odenet
-from odenet.depth import bspline, chebyshev, fourier, low_rank, piecewise_linear
+from odenet.depth import bspline, chebyshev, fourier, low_rank, piecewise_constant, piecewise_linear
 from odenet.depth.bases import evaluate_basis
 from odenet.gradients import gradients
 from odenet.residual import MLP
@@ -22,6 +22,7 @@ KINDS = {
     "chebyshev": chebyshev(4),
     "fourier": fourier(5),
     "low_rank": low_rank(2, bspline(3, 2)),
+    "low_rank_layers": low_rank(1, piecewise_constant(3)),
 }
 SMOOTH = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 FEW = pytest.mark.parametrize(  # quick: one of each family of bases

@@ -25,6 +25,12 @@ def test_any_weights_hold_F_on_pieces_that_four_steps_fit(name, residual):
     assert 4 % weights.pieces == 0
 
 
+@pytest.mark.parametrize(("basis", "word"), [("constant", "tied"), ("piecewise_constant", "untied")])
+def test_the_bases_of_a_resnet_go_by_two_names(basis, word):
+    one, other = (odenet.ResNet(MLP(3), steps=4, weights=name) for name in (basis, word))
+    assert type(one.weights) is type(other.weights) and one.weights.pieces == other.weights.pieces
+
+
 @pytest.mark.parametrize("residual", residuals)
 def test_untied_layers_are_of_one_kind_with_weights_of_their_own(residual):
     F = make_residual(residual)
