@@ -22,6 +22,7 @@ from odenet.diagnostics.stability import stability, stability_function
 from odenet.diagnostics.step_halving import step_halving
 from odenet.diagnostics.survey import Finding, block_inputs, survey, verdict_of
 from odenet.diagnostics.weight_smoothness import weight_smoothness
+from odenet.solvers.stability import stability_roots
 
 
 def list_diagnostics() -> list[str]:
@@ -58,6 +59,7 @@ __all__ = [
     "solver_swap",
     "stability",
     "stability_function",
+    "stability_roots",
     "step_halving",
     "survey",
     "verdict_of",

@@ -65,17 +65,25 @@ def ritz_values(f: Field, x: Tensor, size: int = 16, seed: int = 0) -> Tensor:
     H = x.new_zeros(batch, size + 1, size)
     V[:, 0] = _unit(_random(x, seed)).flatten(1)
     for j in range(size):
-        w = jvp(f, x, V[:, j].reshape(x.shape)).flatten(1)
-        for _ in range(2):  # twice is enough
-            h = torch.einsum("bid,bd->bi", V[:, : j + 1], w)
-            w = w - torch.einsum("bi,bid->bd", h, V[:, : j + 1])
-            H[:, : j + 1, j] += h
+        w, H[:, : j + 1, j] = _orthogonal(jvp(f, x, V[:, j].reshape(x.shape)).flatten(1), V[:, : j + 1])
         H[:, j + 1, j] = w.norm(dim=1)
         scale = H[:, :, j].norm(dim=1)
-        ended = H[:, j + 1, j] <= 1e3 * torch.finfo(x.dtype).eps * scale  # the space is invariant
+        ended = H[:, j + 1, j] <= 1e3 * torch.finfo(x.dtype).eps * scale  # the space is invariant:
         H[:, j + 1, j] = torch.where(ended, 0, H[:, j + 1, j])
-        V[:, j + 1] = torch.where(ended[:, None], 0, w / H[:, j + 1, j].clamp(min=1e-300)[:, None])
+        if j + 1 < size and bool(ended.any()):  # another one is begun beside it
+            other = _orthogonal(_unit(_random(x, seed + j + 1)).flatten(1), V[:, : j + 1])[0]
+            w = torch.where(ended[:, None], other, w)
+        V[:, j + 1] = _unit(w)
     return torch.linalg.eigvals(H[:, :size])
+
+
+def _orthogonal(w: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+    """What of w, (batch, dim), is orthogonal to the unit vectors V, (batch, n, dim), and the rest in terms of these."""
+    parts = w.new_zeros(V.shape[:2])
+    for _ in range(2):  # twice is enough
+        h = torch.einsum("bid,bd->bi", V, w)
+        w, parts = w - torch.einsum("bi,bid->bd", h, V), parts + h
+    return w, parts
 
 
 def _random(x: Tensor, seed: int) -> Tensor:

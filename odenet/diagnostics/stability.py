@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,30 +15,39 @@ from odenet.diagnostics.jacobian import lipschitz, ritz_values
 from odenet.diagnostics.path import as_time, evaluated, follow, places, slope_on
 from odenet.diagnostics.result import Curves, Result, diagnostic
 from odenet.errors import InputError
-from odenet.solve import solve
+from odenet.gradients.registry import gradients
+from odenet.gradients.reversal import ReversibleForm
 from odenet.solvers.registry import solvers
-from odenet.solvers.stepper import Span
+from odenet.solvers.scheme import Scheme
+from odenet.solvers.stability import stability_roots
+from odenet.solvers.stepper import Stepper
 
 PLACES, SAMPLES, ROOM = 8, 8, 1e-3
+PARASITES, LARGEST = 10.0, 700.0
 
 
 @dataclass(frozen=True)
 class Stability(Result):
     """Attributes:
-    solver: whose stability function R is meant; the Euler method's where the block's own has none.
+    solver: whose roots are meant; the Euler method's where the block's own has none, "reversible rk4" where the
+        gradient method walks a form of it.
+    method: the same as a stepper.
     depths: where the Jacobian was taken.
     h: size of the step there.
     lipschitz: (places, samples) ‖∂F/∂x‖₂.
     eigenvalues: (places, samples, k) λ of ∂F/∂x, Ritz values.
     z: h λ.
-    amplification: largest |R(h λ)| over those with Re λ ≤ 0, which the flow does not amplify.
+    amplification: largest |R(h λ)| over those with Re λ ≤ 0, which the flow does not amplify; R is the principal root.
     outside: share of these with |R(h λ)| > 1.
     flips: share of the (place, sample) pairs with a real λ and R(h λ) < 0: a step that turns the state inside out,
         which no flow does.
+    parasites: what the other roots of a method with memory may have made of an error of size 1 at the end of depth:
+        Π_n max(1, |root(h_n λ_n)|) over those with Re λ ≤ 0; 1 for a method without memory.
     h_lipschitz: largest h ‖∂F/∂x‖₂.
     """
 
     solver: str
+    method: Stepper = field(repr=False)
     depths: list[float]
     h: list[float]
     lipschitz: Tensor
@@ -45,7 +56,11 @@ class Stability(Result):
     amplification: float
     outside: float
     flips: float
+    parasites: float
     h_lipschitz: float
+
+    def numbers(self) -> dict[str, Any]:
+        return {name: value for name, value in super().numbers().items() if name != "method"}
 
 
 def stability_function(solver: str, z: Tensor) -> Tensor:
@@ -56,18 +71,30 @@ def stability_function(solver: str, z: Tensor) -> Tensor:
         z: complex, any shape.
 
     Raises:
-        InputError: a multistep or symplectic method, whose step is no function of z alone.
+        InputError: a multistep or symplectic method, whose step is no function of z alone; `stability_roots` has the
+            roots of the former.
     """
-    method = solvers[solver]
-    one = torch.ones(2, dtype=torch.complex128)
-    memory = method.start(lambda t, x: x, 0.0, one)
-    kept = method.step(lambda t, x: x, Span(0, 0.0, 1.0, 1.0), one, memory).memory
-    if method.partitioned or memory.tensors or kept.tensors:
-        raise InputError(f"solver {solver!r} has no stability function of one step")
-    flat = z.to(torch.complex128).reshape(-1)
-    with torch.no_grad():
-        y = solve(lambda t, x: flat * x, torch.ones_like(flat), (0.0, 1.0), solver=solver, steps=1).last
-    return y.reshape(z.shape)
+    roots = stability_roots(solvers[solver], z)
+    if roots.shape[-1] > 1:
+        raise InputError(
+            f"solver {solver!r} has no stability function of one step but {roots.shape[-1]} roots; use stability_roots"
+        )
+    return roots[..., 0]
+
+
+def largest_root(method: Stepper, z: Tensor) -> Tensor:
+    """The largest |root| of a step under x' = z x; below 1 nothing is amplified."""
+    return stability_roots(method, z).abs().amax(-1)
+
+
+def _taken(scheme: Scheme) -> tuple[str, Stepper]:
+    """What takes a block's steps, and its name; Euler's where that is no function of z."""
+    gradient = gradients[scheme.gradient]
+    if scheme.backend != "native" or solvers[scheme.solver].partitioned:
+        return "euler", solvers["euler"]
+    if isinstance(gradient, ReversibleForm):
+        return f"{scheme.gradient} {scheme.solver}", gradient.form(scheme)
+    return scheme.solver, solvers[scheme.solver]
 
 
 @diagnostic(
@@ -94,7 +121,8 @@ def stability(
         seed: of the first vectors.
 
     Returns:
-        It passes if no decaying mode is amplified by a step and no step turns the state inside out.
+        It passes if no decaying mode is amplified by a step and no step turns the state inside out. The parasites of a
+        method with memory begin at the size of the error, and may grow tenfold over all of depth.
     """
     path = follow(block, x[:samples])
     at = places(len(path.slopes), most)
@@ -107,23 +135,32 @@ def stability(
     h = torch.tensor([path.h[i] for i in at], dtype=torch.float64)
     sigma, lam = torch.stack(sigmas).double().cpu(), torch.stack(eigenvalues).to(torch.complex128).cpu()
     z = h[:, None, None] * lam
-    solver = block.scheme.solver if block.scheme.backend == "native" else "euler"
-    try:
-        R = stability_function(solver, z)
-    except InputError:
-        solver, R = "euler", 1 + z
+    solver, method = _taken(block.scheme)
+    roots = stability_roots(method, z)
+    R, parasites = roots[..., 0], roots[..., 1:].abs()
     real = z.imag.abs() <= 1e-6 * z.abs()
     decaying = z.real <= 0
     amplified = R.abs()[decaying]
     amplification = float(amplified.max()) if len(amplified) else 0.0
     outside = float((amplified > 1 + ROOM).double().mean()) if len(amplified) else 0.0
     flips = float((real & (R.real < 0)).any(-1).double().mean())
+    growth = _grown(parasites.masked_fill(~decaying[..., None], 1.0), len(path.slopes))
     h_lipschitz = float((h.abs()[:, None] * sigma).max())
     depths, steps = [path.ts[i] for i in at], h.tolist()
-    result = Stability(solver, depths, steps, sigma, lam, z, amplification, outside, flips, h_lipschitz)
+    result = Stability(solver, method, depths, steps, sigma, lam, z, amplification, outside, flips, growth, h_lipschitz)
     text = f"h‖∂F/∂x‖ is up to {h_lipschitz:.2g}; a step of {solver} multiplies decaying modes by up to "
     text += f"{amplification:.2g} ({100 * outside:.2g} % lie outside its stability region)"
+    if growth > 1 + ROOM:
+        text += f", and its other roots multiply errors by up to {growth:.2g} over depth"
     if flips:
         text += f"; {100 * flips:.2g} % of the steps turn a direction inside out"
-    result.judged(outside == 0 and flips == 0, text, Curves("Re hλ", "Im hλ", []))
+    result.judged(outside == 0 and flips == 0 and growth <= PARASITES, text, Curves("Re hλ", "Im hλ", []))
     return result
+
+
+def _grown(parasites: Tensor, steps: int) -> float:
+    """Π over all steps of the largest root, at least 1; the places where it is known stand for those around them."""
+    if not parasites.numel():
+        return 1.0
+    logs = parasites.flatten(1).amax(1).clamp(min=1.0).log()
+    return math.exp(min(float(logs.mean()) * steps, LARGEST))

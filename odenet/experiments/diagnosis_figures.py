@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,9 @@ import numpy as np
 import torch
 
 from odenet import plotting
-from odenet.diagnostics import Finding, stability_function
-from odenet.diagnostics.stability import Stability
-from odenet.errors import InputError
+from odenet.diagnostics import Finding
+from odenet.diagnostics.stability import Stability, largest_root
+from odenet.solvers.stepper import Stepper
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,18 +47,15 @@ def figure_of(findings: Sequence[Finding]) -> Figure | None:
     results = [f.result for f in findings]
     if any(isinstance(r, Stability) for r in results):
         panels = {
-            title: (r.z.flatten(1).numpy(), np.asarray(r.depths), r.solver)
+            title: (r.z.flatten(1).numpy(), np.asarray(r.depths), r.solver, partial(_amplification, r.method))
             for title, r in zip(titles, results, strict=True)
             if isinstance(r, Stability)
         }
-        return plotting.stability_region(panels, _amplification)
+        return plotting.stability_region(panels)
     curves = {t: r.curves for t, r in zip(titles, results, strict=True) if r is not None and r.curves is not None}
     curves = {title: c for title, c in curves.items() if any(len(line.x) for line in c.lines)}
     return plotting.curves(curves) if curves else None
 
 
-def _amplification(solver: str, z: np.ndarray) -> np.ndarray:
-    try:
-        return stability_function(solver, torch.from_numpy(z)).numpy()
-    except InputError:
-        return 1 + z
+def _amplification(method: Stepper, z: np.ndarray) -> np.ndarray:
+    return largest_root(method, torch.from_numpy(z)).numpy()

@@ -18,26 +18,26 @@ SHADE, EDGE = "#dcebf5", "#7aa6c2"
 
 
 def stability_region(
-    panels: Mapping[str, tuple[np.ndarray, np.ndarray, str]], R: Callable[[str, np.ndarray], np.ndarray]
+    panels: Mapping[str, tuple[np.ndarray, np.ndarray, str, Callable[[np.ndarray], np.ndarray]]],
 ) -> Figure:
     """Points hλ in the complex plane, coloured by depth; shaded is where a step does not amplify, |R(z)| ≤ 1.
 
     Args:
-        panels: for each panel its title, and z: (places, n) complex, the depths of the places, and the solver's name.
-        R: stability function of a solver, (name, z) -> R(z).
+        panels: for each panel its title, and z: (places, n) complex, the depths of the places, the solver's name, and
+            its |R|, z -> |R(z)|, or the largest of its roots.
     """
     columns = style.columns_for(len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = style.new_figure(2.6 * columns + 0.9, 3.0 * rows + 0.2)
     grid = figure.subplots(rows, columns, squeeze=False)
     points: Any = None
-    for axes, (title, (z, depths, solver)) in zip(grid.flat, panels.items(), strict=False):
+    for axes, (title, (z, depths, solver, size_of)) in zip(grid.flat, panels.items(), strict=False):
         style.dress(axes, title)
         flat: Any = z.reshape(-1)
         left, right = min(-3.2, 1.1 * flat.real.min()), max(1.2, 1.1 * flat.real.max())
         top = max(3.2, 1.1 * np.abs(flat.imag).max())
         re, im = np.meshgrid(np.linspace(left, right, GRID), np.linspace(-top, top, GRID))
-        size = np.abs(R(solver, re + 1j * im))
+        size = size_of(re + 1j * im)
         axes.contourf(re, im, size, levels=[0, 1], colors=[SHADE])
         axes.contour(re, im, size, levels=[1], colors=[EDGE], linewidths=0.9)
         axes.axhline(0, color=style.FRAME, linewidth=0.6, zorder=1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from odenet.solvers.explicit import ExplicitRungeKutta
+from odenet.solvers.reversible import PARASITE
 from odenet.solvers.stepper import NOTHING, Evaluate, Memory, Span, Stepper, Trial, plus_scaled
 
 
@@ -22,8 +23,9 @@ class Coupled(Stepper):
 
     Args:
         base: the method.
-        coupling: λ in (0, 1]; below 1 the pair is stable where the method is, but undoing N steps magnifies rounding by
-            λ^-N.
+        coupling: λ in (0, 1]. Under x' = μx the pair has the method's root R(hμ) and a second one near λ/R(hμ), which
+            grows where e^(h|Re μ|) > 1/λ: a coupling below 1 keeps decaying modes stable for h|Re μ| < -ln λ, but
+            undoing N steps magnifies rounding by λ^-N.
 
     Reference:
         McCallum and Foster 2024, Efficient, Accurate and Stable Gradients for Neural ODEs.
@@ -35,6 +37,9 @@ class Coupled(Stepper):
     def __init__(self, base: ExplicitRungeKutta, coupling: float):
         self.base, self.coupling = base, coupling
         self.name, self.order, self.error_order = base.name, base.order, base.error_order
+        self.weakness = PARASITE.format(
+            steps="gradient='reversible'", instead=f"take a coupling below {coupling:g}, or gradient='checkpoint'"
+        )
         self.reference = f"McCallum and Foster 2024, around {base.reference}"
 
     def check(self, x0: Tensor) -> None:

@@ -12,8 +12,13 @@ from odenet.solvers.newton import SINGULAR
 from odenet.solvers.problem import Problem
 from odenet.solvers.stepper import NOTHING, Stepper, Trial
 
+TOO_MANY = "loosen rtol and atol, raise max_steps, or look for stiffness in F"
+TOO_FAST = "the dynamics grow too fast for this step or this dtype"
 
-def nonfinite_error(trial: Trial, nfe: int, error: float | None) -> NonFiniteFunctionError | NonFiniteStateError:
+
+def nonfinite_error(
+    stepper: Stepper, trial: Trial, nfe: int, error: float | None
+) -> NonFiniteFunctionError | NonFiniteStateError:
     """Which of the two it was: F gave NaN or infinity for a finite state, or the state itself overflowed."""
     numbers = {"t": trial.span.t, "h": trial.span.h, "nfe": nfe, "error_ratio": error}
     if first_bad_sample(trial.x) is not None:
@@ -24,21 +29,21 @@ def nonfinite_error(trial: Trial, nfe: int, error: float | None) -> NonFiniteFun
         sample = first_bad_sample(k)
         if sample is not None:
             what = f"F returned NaN or infinity in stage {number}"
-            return NonFiniteFunctionError(what, sample=sample, **numbers)
+            return NonFiniteFunctionError(what, sample=sample, **numbers, advice=stepper.weakness)
     if not trial.converged and first_bad_sample(trial.x_next) is None:
         return NonFiniteFunctionError("the derivative of F with respect to x is NaN or infinite", **numbers)
     return NonFiniteStateError(
         "the state overflowed",
         sample=first_bad_sample(trial.x_next),
         **numbers,
-        advice="the dynamics grow too fast for this step or this dtype",
+        advice=stepper.weakness or TOO_FAST,
     )
 
 
-def unsolved_error(trial: Trial, nfe: int) -> SolveError:
+def unsolved_error(stepper: Stepper, trial: Trial, nfe: int) -> SolveError:
     """The equations of a step could not be solved, or F gave NaN or infinity on the way."""
     if not math.isfinite(trial.residual):
-        return nonfinite_error(trial, nfe, None)
+        return nonfinite_error(stepper, trial, nfe, None)
     singular = trial.residual == SINGULAR
     return NonlinearSolveError(
         "the matrix of the step's equations is singular"
@@ -86,5 +91,5 @@ def _find_nonfinite(problem: Problem, stepper: Stepper) -> None:
                 memory = stepper.start(f, span.t, state)
             trial = stepper.step(f, span, state, memory)
             if first_bad_sample(trial.x_next) is not None:
-                raise nonfinite_error(trial, nfe, None)
+                raise nonfinite_error(stepper, trial, nfe, None)
             state, memory, piece = trial.x_next, trial.memory, span.piece

@@ -19,7 +19,7 @@ from odenet.errors import (
 )
 from odenet.solvers.control import LEAST_ERROR, NONFINITE_RETRIES, STRETCH, first_step, rms, scale
 from odenet.solvers.events import Hit, Watcher
-from odenet.solvers.failures import check_finite, first_bad_sample, nonfinite_error, unsolved_error
+from odenet.solvers.failures import TOO_MANY, check_finite, first_bad_sample, nonfinite_error, unsolved_error
 from odenet.solvers.problem import Problem, transforms
 from odenet.solvers.solution import Interpolant, Solution
 from odenet.solvers.stats import Stats
@@ -63,7 +63,7 @@ def integrate(problem: Problem, watch: Watch | None = None) -> Solution:
             for f, trial in _adaptive(problem, stepper) if adaptive else _fixed(problem, stepper, outputs, seen):
                 span = trial.span
                 if patient and not adaptive and first_bad_sample(trial.x_next) is not None:
-                    raise nonfinite_error(trial, stats.nfe, None)
+                    raise nonfinite_error(stepper, trial, stats.nfe, None)
                 stats.accepted += 1
                 stats.h.append(abs(span.h))
                 if watch is not None:
@@ -192,7 +192,7 @@ def _fixed(problem: Problem, stepper: Stepper, outputs: Outputs, seen: bool) -> 
                 continue
         trial = stepper.step(f, span, x, memory, first)
         if not trial.converged:
-            raise unsolved_error(trial, stats.nfe)
+            raise unsolved_error(stepper, trial, stats.nfe)
         yield f, trial
         x, first, memory, number = trial.x_next, trial.end, trial.memory, number + 1
         due = sign * outputs.next
@@ -302,13 +302,13 @@ class _StepControl:
             raise StepBudgetError(
                 f"the budget of {self.problem.scheme.max_steps} steps was used up",
                 **numbers,
-                advice="loosen rtol and atol, raise max_steps, or look for stiffness in F",
+                advice=self.problem.stepper.weakness or TOO_MANY,
             )
         if abs(span.h) <= self.resolution:
             if self.broken is not None and self.error is not None and not math.isfinite(self.error):
-                raise nonfinite_error(self.broken, self.stats.nfe, self.error)
+                raise nonfinite_error(self.problem.stepper, self.broken, self.stats.nfe, self.error)
             if self.broken is not None and not self.broken.converged and self.error is None:
-                raise unsolved_error(self.broken, self.stats.nfe)
+                raise unsolved_error(self.problem.stepper, self.broken, self.stats.nfe)
             raise StepUnderflowError(
                 "the step became too small to change t",
                 **numbers,
@@ -320,7 +320,7 @@ class _StepControl:
         self.broken, self.error = trial, None
         self.stats.rejected += 1
         if abs(trial.span.h) <= self.problem.scheme.h_min:
-            raise unsolved_error(trial, self.stats.nfe)
+            raise unsolved_error(self.problem.stepper, trial, self.stats.nfe)
 
     def nonfinite(self, trial: Trial, error: float) -> None:
         """Count a trial that gave NaN or infinity; raise when smaller steps do not help."""
@@ -329,4 +329,4 @@ class _StepControl:
         self.nonfinite_in_a_row += 1
         if self.nonfinite_in_a_row <= NONFINITE_RETRIES:
             return
-        raise nonfinite_error(trial, self.stats.nfe, error)
+        raise nonfinite_error(self.problem.stepper, trial, self.stats.nfe, error)

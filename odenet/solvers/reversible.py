@@ -8,14 +8,20 @@ from torch import Tensor
 from odenet.solvers.explicit import combine
 from odenet.solvers.stepper import NOTHING, Evaluate, Memory, Span, Stepper, Trial
 
+PARASITE = (
+    "a step of {steps} multiplies part of its own error by about e^(h|Re λ|) for every decaying mode λ of F, however "
+    "small h is; {instead}"
+)
+
 
 class AsynchronousLeapfrog(Stepper):
     """State x and velocity v, v_0 = F(t_0, x_0):
 
         x_½ = x + h/2 v,   u = F(t + h/2, x_½),   v⁺ = 2ηu + (1 - 2η)v,   x⁺ = x_½ + h/2 v⁺
 
-    One evaluation of F a step; η = 1. The error estimate h (u - v) is of first order. On F with real parts of
-    eigenvalues far from zero the parasitic solution grows: keep steps small or intervals short.
+    One evaluation of F a step; η = 1. The error estimate h (u - v) is of first order. Stable on the imaginary axis
+    only: under x' = λx its second root is about -e^(-hλ), and what it makes of an error over depth depends on λ and on
+    the length of the interval, not on h.
 
     Reference:
         Mutze 2013, An asynchronous leapfrog method; Zhuang et al. 2021, MALI.
@@ -24,6 +30,7 @@ class AsynchronousLeapfrog(Stepper):
     name, order, error_order = "alf", 2, 2
     per_sample = True
     reference = "Mutze 2013; Zhuang et al. 2021 (asynchronous leapfrog)"
+    weakness = PARASITE.format(steps="alf", instead="use another solver with gradient='checkpoint'")
 
     def start(self, f: Evaluate, t: float, x: Tensor, first: Tensor | None = None) -> Memory:
         """v_0 = F(t_0, x_0)."""
@@ -61,7 +68,8 @@ class ReversibleHeun(Stepper):
 
         x̂⁺ = 2x - x̂ + h f̂,   f̂⁺ = F(t + h, x̂⁺),   x⁺ = x + h/2 (f̂ + f̂⁺)
 
-    One evaluation of F a step. The error estimate h/2 (f̂⁺ - f̂) is of first order. Stable on the imaginary axis only.
+    One evaluation of F a step. The error estimate h/2 (f̂⁺ - f̂) is of first order. Stable on the imaginary axis
+    only, with the second root of `alf`.
 
     Reference:
         Kidger et al. 2021, Efficient and Accurate Gradients for Neural SDEs.
@@ -70,6 +78,7 @@ class ReversibleHeun(Stepper):
     name, order, error_order = "reversible_heun", 2, 2
     per_sample = True
     reference = "Kidger et al. 2021"
+    weakness = PARASITE.format(steps="reversible_heun", instead="use another solver with gradient='checkpoint'")
 
     def start(self, f: Evaluate, t: float, x: Tensor, first: Tensor | None = None) -> Memory:
         """x̂_0 = x_0, f̂_0 = F(t_0, x_0)."""

@@ -87,6 +87,11 @@ class Solution:
         self.events: list[Occurrences] = []
         self.interpolants, self._unpack = interpolants, unpack
 
+    def __repr__(self) -> str:
+        """Status, last time, number of outputs, and what it took, on one line."""
+        t = f"t={self.times[-1]:g}, " if self.times else ""
+        return f"Solution({self.status!r}, {t}outputs={len(self.times)}, {self.stats.brief})"
+
     @property
     def ys(self) -> Any:
         """States, shape (len(ts), *x0.shape), or a tree of such tensors; without `ts` the one state x(t1)."""

@@ -100,6 +100,11 @@ class Stats:
     h: list[float] = field(default_factory=list)
     samples: SampleStats | None = None
 
+    @property
+    def brief(self) -> str:
+        """The counts of the forward pass, in words."""
+        return f"nfe={self.nfe}, accepted={self.accepted}, rejected={self.rejected}"
+
     @classmethod
     def total(cls, parts: Iterable[Stats]) -> Stats:
         """The sum of several solves, e.g. of the blocks of a model; of samples, if all were of the same batch."""

@@ -122,6 +122,7 @@ class Stepper:
         looks_back: how many steps before this one it has to know the starts of, where each sample has its own
             (`Spans.before`).
         controller: how its adaptive steps are picked where nothing is said of it, a name of `controllers`.
+        weakness: what may be to blame where its steps gave NaN or infinity, and what to do.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Stepper:
     options: tuple[str, ...] = ()
     looks_back: int = 0
     controller: str = "PI6020"
+    weakness: str = ""
 
     @property
     def adaptive(self) -> bool:

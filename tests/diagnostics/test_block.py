@@ -144,6 +144,13 @@ def test_power_iteration_and_arnoldi_find_norm_and_eigenvalues_of_a_matrix():
         assert torch.cdist(torch.view_as_real(expected), torch.view_as_real(found)).min(1).values.max() < 1e-8
 
 
+def test_eigenvalues_that_come_several_times_are_all_found():
+    A = torch.diag(torch.tensor([-3.0, -3.0, -3.0, 1.0, 0.5], dtype=torch.float64))
+    found = ritz_values(lambda y: y @ A.T, torch.zeros(2, 5, dtype=torch.float64))
+    for values in found:
+        torch.testing.assert_close(values.real.sort().values, A.diagonal().sort().values, rtol=0, atol=1e-9)
+
+
 def test_jacobians_of_images_are_those_of_autograd():
     F = odenet.residual.Conv(4).double().eval()
     x = torch.randn(2, 4, 3, 3, dtype=torch.float64)

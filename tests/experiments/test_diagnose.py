@@ -77,7 +77,8 @@ def test_numbers_on_a_logarithmic_axis_of_less_than_two_decades_do_not_overlap()
 
 def test_the_region_of_euler_is_the_disc_and_every_eigenvalue_is_a_point():
     z = np.array([[-1 + 0.5j, -1 - 0.5j], [0.3j, -4.0 + 0j]])
-    figure = plotting.stability_region({"block 0": (z, np.array([0.0, 0.5]), "euler")}, lambda solver, z: 1 + z)
+    panel = (z, np.array([0.0, 0.5]), "euler", lambda z: np.abs(1 + z))
+    figure = plotting.stability_region({"block 0": panel})
     axes = figure.axes[0]
     points = [c for c in axes.collections if len(c.get_offsets()) == 4]
     np.testing.assert_allclose(points[0].get_offsets(), [[-1, 0.5], [-1, -0.5], [0, 0.3], [-4, 0]])

@@ -405,6 +405,12 @@ def test_an_F_that_couples_samples_or_draws_is_refused():
     assert "of 4 samples" in caught.value.__notes__[0]
 
 
+def test_an_F_made_for_one_time_is_told_about_the_shape_of_t():
+    with pytest.raises(RuntimeError) as caught:
+        odenet.solve(lambda t, x: -x + t, torch.ones(4, 3), solver="dopri5", rtol=1e-3, atol=1e-3, per_sample=True)
+    assert "t of shape (4,)" in caught.value.__notes__[0]
+
+
 def test_torchode_agrees_on_states_and_statistics():
     torchode = pytest.importorskip("torchode")
     mu = MU[[0, 2, 4]]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from odenet.errors import InputError, NonFiniteFunctionError, NonFiniteStateError, SolveError
 from odenet.solvers.control import LEAST, Controller, scale
-from odenet.solvers.stepper import Evaluate, Trial
+from odenet.solvers.failures import TOO_FAST
+from odenet.solvers.stepper import Evaluate, Stepper, Trial
 
 
 def rms_each(x: Tensor) -> Tensor:
@@ -114,10 +115,11 @@ def first_steps(
     return torch.where(d2.isfinite(), torch.minimum(torch.minimum(100 * h0, h1), length), h0)
 
 
-def nonfinite_error(trial: Trial, row: int, numbers: dict[str, Any]) -> SolveError:
+def nonfinite_error(stepper: Stepper, trial: Trial, row: int, numbers: dict[str, Any]) -> SolveError:
     """Why a trial of one sample gave NaN or infinity: F did for a finite state, or the state itself overflowed."""
     for number, k in enumerate(trial.stages, start=1):
         if not bool(k[row].isfinite().all()):
-            return NonFiniteFunctionError(f"F returned NaN or infinity in stage {number}", **numbers)
-    advice = "the dynamics grow too fast for this step or this dtype"
-    return NonFiniteStateError("the state overflowed", **numbers, advice=advice)
+            return NonFiniteFunctionError(
+                f"F returned NaN or infinity in stage {number}", **numbers, advice=stepper.weakness
+            )
+    return NonFiniteStateError("the state overflowed", **numbers, advice=stepper.weakness or TOO_FAST)

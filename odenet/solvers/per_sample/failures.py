@@ -11,6 +11,7 @@ from torch import Tensor
 
 from odenet.errors import FunctionBudgetError, NonlinearSolveError, SolveError, StepBudgetError, StepUnderflowError
 from odenet.solvers.control import NONFINITE_RETRIES
+from odenet.solvers.failures import TOO_MANY
 from odenet.solvers.newton import SINGULAR
 from odenet.solvers.per_sample.control import nonfinite_error
 from odenet.solvers.per_sample.outputs import Outputs, Step, Take
@@ -59,7 +60,7 @@ class Fallible(Walkers):
             over = self.tried[self.samples] + self.rounds >= scheme.max_steps
         if over is not None and bool(over.any()):
             what = f"the budget of {scheme.max_steps} steps was used up"
-            advice = "loosen rtol and atol, raise max_steps, or look for stiffness in F"
+            advice = self.stepper.weakness or TOO_MANY
             make = lambda row: StepBudgetError(what, **self._numbers(row, size), advice=advice)  # noqa: E731
             return self._give_up(over, make)
         if self._check_budget(size):
@@ -100,7 +101,7 @@ class Fallible(Walkers):
         for row in bad.nonzero()[:, 0].tolist():
             sample = int(self.samples[row])
             count = before.get(sample, (0, None))[0] + 1
-            self.broken[sample] = count, nonfinite_error(trial, row, self._numbers(row, size))
+            self.broken[sample] = count, nonfinite_error(self.stepper, trial, row, self._numbers(row, size))
 
     def _note_unsolved(self, unsolved: Tensor | None, size: Tensor) -> None:
         """Remember whose equations could not be solved in the last step that each tried."""

@@ -119,6 +119,11 @@ class SampleField(VectorField):
                 f"per_sample=True: F was called with {x.shape[0]} of {self.batch} samples; tensors that belong to "
                 "samples go through args=, named in per_sample_args"
             )
+        elif isinstance(error, RuntimeError):  # what PyTorch raises where shapes do not broadcast
+            error.add_note(
+                f"per_sample=True: F was called with t of shape ({x.shape[0]},), a time for each sample, and x of "
+                f"shape {tuple(x.shape)}; shape t like t.reshape(-1, *[1] * (x.dim() - 1))"
+            )
 
     def evaluate(self, piece: int, t: Tensor, x: Tensor, args: tuple[Any, ...]) -> Tensor:
         """F on a piece of weights for the rows of x at their times."""

@@ -89,7 +89,7 @@ class FixedWalk(Walk):
             if left and math.isfinite(left):
                 error = self._unsolved(row, left, size)
             else:
-                error = nonfinite_error(trial, row, self._numbers(row, size))
+                error = nonfinite_error(self.stepper, trial, row, self._numbers(row, size))
             self.broken[int(self.samples[row])] = 1, error
         return ok
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,11 @@ class SampleSolution(Solution):
         self.events: list[Occurrences] = []
         self.unpack: Any = None
         self._place()
+
+    def __repr__(self) -> str:
+        """What became of the samples, number of outputs, and what it took, on one line."""
+        became = ", ".join(f"{n} x {status!r}" for status, n in Counter(self.status).items())
+        return f"SampleSolution({became}, outputs={len(self._slots)}, {self.stats.brief})"
 
     def _place(self) -> None:
         """Find out which value belongs where."""
