@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from odenet.compiled.record import ONE_THREAD
-from odenet.compiled.report import CompileWarning, captured, tell, warn
+from odenet.compiled.report import CompileWarning, tell, uncaptured, warn
 from odenet.compiled.rowwise import NotRowwiseError
 from odenet.compiled.scope import Leaves, compiler_missing, of_F, of_problem, of_scheme
 from odenet.solvers.problem import Problem
@@ -83,16 +83,18 @@ def solve(problem: Problem) -> Solution | None:
             entry.graphs = _whole(problem)
             return _solved(problem, entry, entry.graphs)
     except Exception as error:  # errors of F itself come again, eagerly
-        return refused(problem, entry, captured(error))
+        return refused(problem, entry, uncaptured(error))
 
 
 def _graphs(problem: Problem) -> Any:
-    """Row by row on a CPU; what cannot be so is found out by the first walk."""
+    """Captured steps on a GPU; row by row on a CPU, and what cannot be so is found out by the first walk."""
     if problem.x0.device.type == "cpu":
         from odenet.compiled.rowwise.graphs import RowGraphs
 
         return RowGraphs(problem)
-    return _whole(problem)
+    from odenet.compiled.captured import CapturedGraphs
+
+    return CapturedGraphs(problem)
 
 
 def _whole(problem: Problem) -> Graphs:
@@ -114,10 +116,12 @@ def graphs_of(problem: Any, entry: Entry, refusal: str | None, make: Callable[[A
     if refusal is not None:
         return refused(problem, entry, refusal, lasting=False)
     if entry.graphs is None:
-        refusal = compiler_missing()
+        refusal = compiler_missing() if problem.x0.device.type == "cpu" else None
         if refusal is not None:
             return refused(problem, entry, refusal)
         entry.graphs = make(problem)
+    if not entry.graphs.takes_autocast and torch.is_autocast_enabled(problem.x0.device.type):
+        return refused(problem, entry, "autocast is on", lasting=False)
     return entry.graphs
 
 

@@ -125,6 +125,14 @@ def first_size(
     F: Field, x: Tensor, k: Tensor, at: tuple[Tensor, ...], order: int, rtol: Tensor, atol: Tensor
 ) -> Tensor:
     """The size of the first step, as `odenet.solvers.control.first_step` has it."""
+    sizes, time, state = first_probe(x, k, at, rtol, atol)
+    return size_by_probe(sizes, F(time, state), x, k, order, rtol, atol)
+
+
+def first_probe(
+    x: Tensor, k: Tensor, at: tuple[Tensor, ...], rtol: Tensor, atol: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(h0, d1 and the length of the interval), and the time and the state at which F shows how it changes."""
     t, end, sign = at
     length = (end - t).abs()
     weight = (atol + rtol * x.abs().to(F64)).to(x.dtype)
@@ -132,7 +140,14 @@ def first_size(
     h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1)
     h0 = torch.minimum(h0, length)
     signed = sign * h0
-    slope = F(torch.where(h0 == length, end, t + signed), x + k * signed.to(x.dtype))
+    time = torch.where(h0 == length, end, t + signed)
+    return torch.stack([h0, d1, length]), time, x + k * signed.to(x.dtype)
+
+
+def size_by_probe(sizes: Tensor, slope: Tensor, x: Tensor, k: Tensor, order: int, rtol: Tensor, atol: Tensor) -> Tensor:
+    """The size of the first step, from what `first_probe` found and F there."""
+    h0, d1, length = sizes.unbind()
+    weight = (atol + rtol * x.abs().to(F64)).to(x.dtype)
     d2 = rms((slope - k) / weight) / h0
     largest = torch.maximum(d1, d2)
     h1 = torch.where(

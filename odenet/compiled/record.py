@@ -45,7 +45,7 @@ class Walked:
         inside: times of the answers between t0 and t1, in float64 on the state's device.
     """
 
-    chunks: list[Chunk]
+    chunks: Sequence[Chunk]
     states: list[Tensor]
     inside: Tensor
 
@@ -89,7 +89,10 @@ class Solves:
         control: the controller and the order of the error estimate of an adaptive solve, else None.
         compilations: how many pieces of code have been made so far.
         capacity: steps that the next record has room for.
+        takes_autocast: whether F may run under autocast.
     """
+
+    takes_autocast = False
 
     def __init__(self, problem: Problem):
         scheme = problem.scheme
@@ -129,8 +132,12 @@ class Solves:
             forced: steps that were accepted at h_min whatever their error.
             starts: how often F was evaluated where the walk begins, and for a first step.
         """
+        nfe = starts * (2 if problem.scheme.first_step is None else 1) + tries * self.tried
+        return self.count_steps(problem, nfe, sizes, tries, forced)
+
+    def count_steps(self, problem: Problem, nfe: int, sizes: list[float], tries: int, forced: int) -> bool:
+        """The same, where the evaluations of F are counted already."""
         scheme, stats, accepted = problem.scheme, problem.stats, len(sizes)
-        nfe = starts * (2 if scheme.first_step is None else 1) + tries * self.tried
         if scheme.max_nfe is not None and nfe > scheme.max_nfe:
             return False
         stats.nfe, stats.accepted, stats.rejected, stats.forced = nfe, accepted, tries - accepted, forced

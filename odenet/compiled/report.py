@@ -31,11 +31,11 @@ def warn(refusal: str) -> None:
 def warn_back(error: Exception) -> None:
     """Say why the gradient of a compiled solve is walked eagerly."""
     warnings.warn(
-        f"the gradient of a compiled solve is walked eagerly: {captured(error)}", CompileWarning, stacklevel=2
+        f"the gradient of a compiled solve is walked eagerly: {uncaptured(error)}", CompileWarning, stacklevel=2
     )
 
 
-def captured(error: Exception) -> str:
+def uncaptured(error: Exception) -> str:
     """In a few words why something could not be captured as a graph."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     explained = [line.removeprefix("Explanation:").strip() for line in lines if line.startswith("Explanation:")]

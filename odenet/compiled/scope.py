@@ -59,8 +59,6 @@ def of_state(x0: Tensor) -> str | None:
         return f"the state is a {type(x0).__name__} of {x0.dtype} on {x0.device}"
     if x0.numel() == 0 or x0.dim() == 0:
         return NOTHING
-    if torch.is_autocast_enabled(x0.device.type):
-        return "autocast is on"
     transformed = _functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
     if torch.compiler.is_compiling() or transformed:
         return "the solve stands inside torch.compile, a torch.func transform or forward-mode differentiation"

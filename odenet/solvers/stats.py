@@ -77,6 +77,8 @@ class Stats:
         nfe: evaluations of F in the forward pass. For implicit methods those of Newton's method are among them, and
             each product with the Jacobian in forward mode, which evaluates F too; a dense Jacobian is one, whatever its
             size.
+        nfe_masked: further evaluations of F in the forward pass of a solve on a GPU that is compiled: those of steps
+            that were taken after its end, because nobody had looked.
         nfe_backward: evaluations of F in the backward pass (recomputation, or the adjoint's solve).
         vjps: vector-Jacobian products of F in the backward pass, without those by which the linear equations of
             implicit methods are solved; Jacobian-vector products with `gradient="forward"`.
@@ -90,6 +92,7 @@ class Stats:
     """
 
     nfe: int = 0
+    nfe_masked: int = 0
     nfe_backward: int = 0
     vjps: int = 0
     steps_backward: int = 0
@@ -112,6 +115,7 @@ class Stats:
         total = cls()
         for part in parts:
             total.nfe += part.nfe
+            total.nfe_masked += part.nfe_masked
             total.nfe_backward += part.nfe_backward
             total.vjps += part.vjps
             total.steps_backward += part.steps_backward

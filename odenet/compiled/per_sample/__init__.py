@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from odenet import compiled
-from odenet.compiled.report import captured
+from odenet.compiled.report import uncaptured
 from odenet.compiled.rowwise import NotRowwiseError
 from odenet.compiled.scope import GRADIENTS, MOST_OUTPUTS, SEVERAL, of_state
 from odenet.errors import SolveError
@@ -56,7 +56,7 @@ def solve_samples(problem: SampleProblem) -> SampleSolution | None:
     except SolveError:
         raise
     except Exception as error:  # errors of F itself come again, eagerly
-        solution = compiled.refused(problem, entry, captured(error))
+        solution = compiled.refused(problem, entry, uncaptured(error))
     if solution is None:
         problem.field.settle()
         problem.stats.nfe, problem.stats.samples = 0, SampleStats.zeros(len(problem.x0))

@@ -74,6 +74,8 @@ class SampleGraphs:
         compilations: how many graphs have been made so far.
     """
 
+    takes_autocast = False
+
     def __init__(self, problem: SampleProblem):
         scheme = problem.scheme
         stepper = solvers[scheme.solver]

@@ -1,0 +1,231 @@
+"""Solves by captured steps from the host's side: which capture serves a solve, the walk, and the way back."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odenet.compiled.captured.adaptive import AdaptiveWalk, HostChunk
+from odenet.compiled.captured.arithmetic import FORCED, TRIES, Arithmetic
+from odenet.compiled.captured.field import Arguments, Autocast, Field
+from odenet.compiled.captured.fixed import FixedWalk
+from odenet.compiled.captured.identity import Identity, layout
+from odenet.compiled.captured.pullback import WayBack
+from odenet.compiled.captured.replay import NotCapturedError
+from odenet.compiled.record import LARGEST_RECORD, Solves, Walked, answers, inside
+from odenet.compiled.scope import Leaves
+from odenet.solvers.problem import Problem
+
+MOST_CAPTURES, MOST_FORGOTTEN = 4, 16
+LONGEST_GRID = 2**14
+F64 = torch.float64
+
+
+@dataclass
+class CapturedWalked(Walked):
+    """What a captured walk did.
+
+    Attributes:
+        autocast: under which F ran.
+    """
+
+    autocast: Autocast
+
+
+class CapturedGraphs(Solves):
+    """The captures of one kind of solve: a few of each sort, for the shapes and the F that came last.
+
+    Args:
+        problem: a solve of that kind.
+        fused: whether Inductor makes kernels of what lies between evaluations of F; left out, on CUDA.
+    """
+
+    takes_autocast = True
+
+    def __init__(self, problem: Problem, fused: bool | None = None):
+        super().__init__(problem)
+        if fused is None:
+            fused = problem.x0.device.type == "cuda" and torch.cuda.is_available()
+        self._arithmetic = Arithmetic(self.tableau, self.control, fused)
+        self._walks: OrderedDict[Hashable, Any] = OrderedDict()
+        self._backs: OrderedDict[Hashable, WayBack] = OrderedDict()
+        self._forgotten = 0
+
+    def walk(self, problem: Problem, keep: bool) -> CapturedWalked | None:
+        """Solve, and count; None if the solve broke down, with nothing counted.
+
+        Args:
+            problem: what to solve.
+            keep: whether the states at the starts of the steps are wanted.
+        """
+        autocast = Autocast.now(problem.x0.device)
+        if autocast.enabled:
+            problem.field  # noqa: B018 that remembers the autocast for whoever walks the steps again
+        return (self._adaptive if problem.scheme.adaptive else self._fixed)(problem, keep, autocast)
+
+    def _adaptive(self, problem: Problem, keep: bool, autocast: Autocast) -> CapturedWalked | None:
+        walk, new = self.adaptive_walk(problem, keep, autocast)
+        if new is not None:
+            walk.capture()
+        walked = walk()
+        if new is not None:
+            new.check()
+        if walked is None:
+            return None
+        header, chunks = walked
+        between, sizes = inside(problem), [h for chunk in chunks for h in chunk.lengths]
+        tries = int(header[TRIES])
+        if not self._count(problem, sizes, tries, int(header[FORCED]), walk.launched):
+            return None
+        states = answers(problem, walk.x.clone(), walk.outputs.clone().unbind() if between else ())
+        return CapturedWalked(chunks, states, torch.tensor(between, dtype=F64), autocast)
+
+    def adaptive_walk(self, problem: Problem, keep: bool, autocast: Autocast) -> tuple[AdaptiveWalk, _Before | None]:
+        """The walk of an adaptive solve, ready to begin, and what F was made of before, if it has not been captured."""
+        scheme, x0, between = problem.scheme, problem.x0.detach(), inside(problem)
+        rows = self.room(x0.numel() * x0.element_size() if keep else 0)
+
+        def make() -> AdaptiveWalk:
+            field = Field(problem, autocast)
+            return AdaptiveWalk(field, self._arithmetic, x0, rows, keep, scheme.first_step is None, len(between))
+
+        walk, new = self._found(self._walks, problem, (autocast, rows, keep, len(between)), make)
+        numbers = [problem.t1, problem.direction, *scheme.tolerances, scheme.h_min, scheme.h_max, problem.resolution,
+                   scheme.max_steps]  # fmt: skip
+        walk.field.arguments.load(problem.args)
+        walk.load(x0, list(map(float, numbers)), problem.t0, scheme.first_step or 1.0, between)
+        return walk, new
+
+    def _count(self, problem: Problem, sizes: list[float], tries: int, forced: int, launched: int) -> bool:
+        """Count an adaptive solve as if it had ended in time; what was evaluated beyond that apart.
+
+        A method without FSAL evaluates F where a step begins after every trial, and needs it after accepted ones.
+        """
+        starts, new = 2 if problem.scheme.first_step is None else 1, self.tableau.stages - 1
+        nfe = starts + tries * new + (0 if self.tableau.fsal else len(sizes) - 1)
+        problem.stats.nfe_masked = starts + launched * self.tried - nfe
+        return self.count_steps(problem, nfe, sizes, tries, forced)
+
+    def _fixed(self, problem: Problem, keep: bool, autocast: Autocast) -> CapturedWalked | None:
+        grid, x0, between = self.grid(problem), problem.x0.detach(), inside(problem)
+        count, most = len(grid.spans), problem.scheme.max_nfe
+        if most is not None and count * self.used > most:
+            return None
+        room = max(8, LARGEST_RECORD // (x0.numel() * x0.element_size())) if keep else LONGEST_GRID
+        rows = min(room, 2 ** (count - 1).bit_length())
+
+        def make() -> FixedWalk:
+            return FixedWalk(Field(problem, autocast), self._arithmetic, x0, rows, keep)
+
+        walk, new = self._found(self._walks, problem, (autocast, rows, keep), make)
+        walk.field.arguments.load(problem.args)
+        walk.x.copy_(x0)
+        ends, sizes = [span.t for span in grid.spans] + [grid.spans[-1].t_next], [span.h for span in grid.spans]
+        places = [grid.place[t] for t in between]
+        states, chunks = [], []
+        for first in range(0, count, rows):
+            last = min(first + rows, count)
+            walk.load(ends[first : last + 1], sizes[first:last])
+            if new is not None and first == 0:
+                walk.capture(last - first)
+                walk.load(ends[first : last + 1], sizes[first:last])
+            *found, end = walk(last - first, [p - first for p in places if first < p <= last])
+            states += found
+            held = walk.xs[: last - first].clone() if keep else walk.xs
+            chunks.append(HostChunk.of(ends[first : last + 1], sizes[first:last], held))
+        if new is not None:
+            new.check()
+        if x0.device.type == "cpu" and not bool(torch.isfinite(end.sum())):
+            return None
+        self.count_fixed(problem, grid)
+        return CapturedWalked(chunks, answers(problem, end, states), torch.tensor(between, dtype=F64), autocast)
+
+    def back(
+        self, problem: Problem, walked: CapturedWalked, leaves: Leaves, a: Tensor, cotangents: Sequence[Tensor | None]
+    ) -> tuple[Tensor, ...]:
+        """Cotangents of x0 and of the leaves; what it takes is counted.
+
+        Args:
+            problem: what was solved.
+            walked: its record.
+            leaves: what F uses.
+            a: cotangent of x(t1).
+            cotangents: of the answers between t0 and t1.
+        """
+        autocast = walked.autocast
+
+        def make() -> WayBack:
+            return WayBack(Field(problem, autocast), self._arithmetic, problem.x0.detach(), leaves)
+
+        way, _ = self._found(self._backs, problem, (autocast, leaves.names, leaves.places), make)
+        way.field.arguments.load(problem.args)
+        given = zip(inside(problem), cotangents, strict=True) if cotangents else ()
+        due = [(t, c) for t, c in given if c is not None]
+        way.begin(a)
+        stages = steps = 0
+        for chunk in reversed(walked.chunks):
+            assert isinstance(chunk, HostChunk)
+            ends, sizes = chunk.ends, chunk.lengths
+            spans = torch.stack([chunk.grid[:-1], chunk.grid[1:], chunk.sizes], 1).to(a.device, non_blocking=True)
+            for i in reversed(range(chunk.count)):
+                while due and due[-1][0] == ends[i + 1]:
+                    way.a.add_(due.pop()[1])
+                inside_step = []
+                while due and problem.direction * (due[-1][0] - ends[i]) > 0:
+                    inside_step.append(due.pop())
+                stages += way(chunk.states[i], spans[i], ends[i], sizes[i], inside_step)
+            steps += chunk.count
+        stats = problem.stats
+        stats.nfe_backward += stages
+        stats.vjps += stages
+        stats.steps_backward += steps
+        return way.a.clone(), *(gradient.clone() for gradient in way.gradients)
+
+    def _found(
+        self, captures: OrderedDict[Hashable, Any], problem: Problem, settings: tuple[Any, ...], make: Callable[[], Any]
+    ) -> tuple[Any, _Before | None]:
+        """The captures that serve a solve, and what F was made of before, if they are new.
+
+        Raises:
+            NotCapturedError: there would be no end of capturing, or no saying whether a capture serves.
+        """
+        x0, F = problem.x0, problem.weights.piece(0)
+        identity = Identity(F)
+        stream = torch.cuda.current_stream(x0.device).cuda_stream if _on_cuda(x0) else 0
+        key = (identity.key, layout(x0), Arguments.key(problem.args), settings, stream)
+        try:
+            found = captures.get(key)
+        except TypeError as error:
+            raise NotCapturedError("an argument of F cannot be compared with that of another call") from error
+        if found is not None:
+            captures.move_to_end(key)
+            return found, None
+        if len(captures) == MOST_CAPTURES:
+            self._forgotten += 1
+            if self._forgotten > MOST_FORGOTTEN:
+                raise NotCapturedError("its shapes or the values that F holds change from call to call")
+            captures.popitem(last=False)
+        self.compilations += 1
+        captures[key] = made = make()
+        return made, _Before(F, identity)
+
+
+class _Before:
+    """What F was made of before it was captured."""
+
+    def __init__(self, F: Any, identity: Identity):
+        self.F, self.identity, self.versions = F, identity, identity.versions()
+
+    def check(self) -> None:
+        """Raise `NotCapturedError` if that is no longer so: then every evaluation counts, which replays leave out."""
+        if Identity(self.F).key != self.identity.key or self.identity.versions() != self.versions:
+            raise NotCapturedError("it changes what it holds whenever it is evaluated")
+
+
+def _on_cuda(x: Tensor) -> bool:
+    return x.device.type == "cuda" and torch.cuda.is_available()

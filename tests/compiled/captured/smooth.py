@@ -1,0 +1,16 @@
+"""A function without sharp turns, on which captured and eager solves differ by rounding."""
+
+import torch
+from torch import nn
+
+
+class Smooth(nn.Module):
+    """x' = tanh(x A) sin(3 t) + c x."""
+
+    def __init__(self):
+        super().__init__()
+        self.A = nn.Parameter(torch.randn(3, 3, dtype=torch.float64))
+        self.register_buffer("c", torch.tensor(-0.5, dtype=torch.float64))
+
+    def forward(self, t, x, u=0.0):
+        return torch.tanh(x @ self.A) * torch.sin(3 * t) + self.c * x + u
