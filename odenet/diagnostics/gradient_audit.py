@@ -169,10 +169,10 @@ def _scheme(own: Scheme, name: str, options: Mapping[str, Any] | None) -> Scheme
 def _measure(task: Task, name: str, schemes: list[Scheme], truths: Truths, repeats: int) -> MethodAudit:
     task.walk(schemes)
     with task.fresh():
-        held = _bytes_held(task)
-    with task.fresh():
         x, y, loss = task.forward()
         got = task.backward(x, loss)
+    with task.fresh():  # after a first pass, in which libraries of a device take their own memory
+        held = _bytes_held(task)
     stats = collect_stats(task.network)
     truth = truths.of(name, schemes)
     plain = truths.answer
@@ -213,7 +213,7 @@ def _bytes_held(task: Task) -> float:
     from odenet.training.memory import SavedTensorMeter
 
     if task.device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(task.device)
         before = torch.cuda.memory_allocated(task.device)
         torch.cuda.reset_peak_memory_stats(task.device)
         x, _, loss = task.forward()
