@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from odenet.compiled.record import ONE_THREAD
 from odenet.compiled.report import CompileWarning, tell, uncaptured, warn
 from odenet.compiled.rowwise import NotRowwiseError
-from odenet.compiled.scope import Leaves, compiler_missing, of_F, of_problem, of_scheme
+from odenet.compiled.scope import SEVERAL, Leaves, compiler_missing, of_F, of_problem, of_scheme
 from odenet.solvers.problem import Problem
 from odenet.solvers.scheme import Scheme
 from odenet.solvers.solution import Solution
@@ -76,6 +76,8 @@ def solve(problem: Problem) -> Solution | None:
     graphs = graphs_of(problem, entry, refusal or of_problem(problem), _graphs)
     if graphs is None:
         return None
+    if not graphs.takes_pieces and (len(problem.functions) > 1 or scheme.stops):
+        return refused(problem, entry, SEVERAL, lasting=False)
     try:
         try:
             return _solved(problem, entry, graphs)
@@ -127,7 +129,8 @@ def graphs_of(problem: Any, entry: Entry, refusal: str | None, make: Callable[[A
 
 def entry_of(problem: Problem | SampleProblem) -> Entry | None:
     """What is known of the solves of this F by this scheme; None if nothing can be remembered of F."""
-    F = problem.weights.piece(0) if problem.weights.pieces else None
+    weights = problem.weights
+    F = weights if weights.varies else weights.piece(0)
     try:
         entries = _entries.setdefault(F, {})
     except TypeError:
@@ -140,7 +143,7 @@ def _kind(problem: Problem | SampleProblem, F: Any) -> tuple[Any, ...]:
     training = F.training if isinstance(F, nn.Module) else None
     small = problem.x0.numel() <= ONE_THREAD
     return (scheme.solver, scheme.adaptive, scheme.controller, scheme.first_step is None, training, problem.x0.dtype,
-            scheme.per_sample, small)  # fmt: skip
+            scheme.per_sample, small, problem.weights.pieces)  # fmt: skip
 
 
 def _solved(problem: Problem, entry: Entry, graphs: Graphs) -> Solution | None:
@@ -166,7 +169,7 @@ def walked_by(problem: Any, entry: Entry, graphs: Any, t: Tensor | None = None) 
     begin, before, leaves = time.perf_counter(), graphs.compilations, Leaves((), (), [])
     wanted = torch.is_grad_enabled()
     if wanted:
-        leaves = Leaves.of(problem.weights.piece(0), problem.args)
+        leaves = Leaves.of(problem.weights, problem.args)
         wanted = problem.x0.requires_grad or bool(leaves.tensors)
     if before == 0 and (refusal := of_F(problem, leaves.tensors, t)) is not None:
         return refused(problem, entry, refusal), None

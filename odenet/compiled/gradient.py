@@ -78,7 +78,7 @@ def _eagerly(
 ) -> list[Tensor | None]:
     """The same gradients step by step, where the graph of F's gradient could not be made."""
     record, sweep = record_of(problem, walked), StoredStates(step_back, None, None)
-    states = [state for chunk in walked.chunks for state in chunk.states[: chunk.count]]
+    states = [state for chunk in walked.chunks for state in chunk.states[chunk.first : chunk.count]]
     sweep.hold({number: [state] for number, state in enumerate(states) if number})
     with problem.field.recompute():
         a, gradients = sweep.back(record, x0, sweep.kept(), cotangents)
@@ -91,7 +91,8 @@ def record_of(problem: Problem, walked: Walked) -> Record:
     spans = []
     for chunk in walked.chunks:
         ends, sizes = chunk.grid.tolist(), chunk.sizes.tolist()
-        spans += [Span(0, ends[i], ends[i + 1], sizes[i]) for i in range(chunk.count)]
+        steps = range(chunk.first, chunk.count)
+        spans += [Span(chunk.piece, ends[i], ends[i + 1], sizes[i]) for i in steps]
     return Record(
         problem, solvers[problem.scheme.solver], Inputs(problem), list(problem.ts), spans, [() for _ in spans]
     )

@@ -157,6 +157,12 @@ def size_by_probe(sizes: Tensor, slope: Tensor, x: Tensor, k: Tensor, order: int
     return torch.where(torch.isfinite(d2), found, h0)
 
 
+def once(wanted: Tensor, value: Tensor, find: Callable[[], Tensor]) -> Tensor:
+    """What `find` gives if that is wanted, found then alone; else `value`. It may not use views of one tensor."""
+    count = wanted.to(torch.int64)
+    return while_loop(lambda n, v: n > 0, lambda n, v: (n - 1, find().clone()), (count, value.clone()))[1]
+
+
 def adaptive(tableau: Tableau, controller: Controller, order: int, estimate: bool) -> Callable[..., tuple[Tensor, ...]]:
     """A solve whose steps hold the local error at the tolerance.
 
@@ -167,11 +173,12 @@ def adaptive(tableau: Tableau, controller: Controller, order: int, estimate: boo
         estimate: whether the size of the first step is to be estimated.
 
     Returns:
-        A function of F; of (t1, sign, rtol, atol, h_min, h_max, smallest step, budget of steps, length of the record,
-        1 or 0 to record the states or not); of where the walk is, (t, h, the last two errors, tries, forced, failures
-        in a row); of x and F(t, x) there; of F's arguments; of the record (times, sizes, states) with the times of
-        outputs inside and the place for them; and of whether the walk begins, so that F(t, x) and h are to be found.
-        It returns (accepted, t, h, ...) at the end of the record or of the interval, and x and F there.
+        A function of F; of (time to land on, sign, rtol, atol, h_min, h_max, smallest step, budget of steps, length of
+        the record, 1 or 0 to record the states or not, end of the piece of depth); of where the walk is, (steps in the
+        record, t, h or 0 to have it estimated, the last two errors, tries, forced, failures in a row); of x and F(t, x)
+        there; of F's arguments; of the record (times, sizes, states) with the times of outputs inside and the place for
+        them; and of whether F is another one from here on, so that F(t, x) is to be found. It returns where the walk is
+        at the end of the record or where it was to land, and x and F there.
     """
     s, fsal = tableau.stages, tableau.fsal
     b1, b2, b3 = (beta / order for beta in controller.exponents)
@@ -180,8 +187,7 @@ def adaptive(tableau: Tableau, controller: Controller, order: int, estimate: boo
         F: Field, numbers: Tensor, going: Tensor, x0: Tensor, k0: Tensor, args: Any, buffers: tuple[Tensor, ...],
         fresh: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        t1, sign, rtol, atol, *_ = numbers.unbind()
-        t, h, e1, e2, tries, forced, bad = going.unbind()
+        n, t, h, e1, e2, tries, forced, bad = going.unbind()
         ts, hs, xs, times, outputs = buffers
 
         field = laid_out(F)
@@ -189,23 +195,24 @@ def adaptive(tableau: Tableau, controller: Controller, order: int, estimate: boo
         def f(t: Tensor, x: Tensor) -> Tensor:
             return field(t.to(x.dtype), x, *args)
 
-        k = f(t, x0)
+        def estimated(going: Tensor, numbers: Tensor, x: Tensor, k: Tensor) -> Tensor:
+            _, sign, rtol, atol, *_, end = numbers.unbind()
+            return first_size(f, x, k, (going.unbind()[1], end, sign), order, rtol, atol)
+
+        k = once(fresh, k0, lambda: f(going.unbind()[1], x0))
         if estimate:
-            k = torch.where(fresh, k, k0)
-            h = torch.where(fresh, first_size(f, x0, k, (t, t1, sign), order, rtol, atol), h)
-        else:
-            k = torch.where(fresh, k, k0)
+            h = once(h <= 0, h, lambda: estimated(going, numbers, x0, k))
         bad = torch.where(torch.isfinite(rms(x0) + rms(k)), bad, 1e3)
 
         def goes_on(n: Tensor, t: Tensor, h: Tensor, e1: Tensor, e2: Tensor, tries: Tensor, forced: Tensor,
                     bad: Tensor, x: Tensor, k: Tensor) -> Tensor:  # fmt: skip
-            t1, _, _, _, h_min, h_max, resolution, budget, capacity, _ = numbers.unbind()
+            t1, _, _, _, h_min, h_max, resolution, budget, capacity, *_ = numbers.unbind()
             step = torch.minimum(torch.minimum(torch.maximum(h, h_min), h_max), (t1 - t).abs())
             return (t != t1) & (n < capacity) & (bad <= NONFINITE_RETRIES) & (tries < budget) & (step > resolution)
 
         def step(n: Tensor, t: Tensor, h: Tensor, e1: Tensor, e2: Tensor, tries: Tensor, forced: Tensor,
                  bad: Tensor, x: Tensor, k: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
-            t1, sign, rtol, atol, h_min, h_max, resolution, _, _, every = numbers.unbind()
+            t1, sign, rtol, atol, h_min, h_max, resolution, _, _, every, _ = numbers.unbind()
             h = torch.minimum(torch.maximum(h, h_min), h_max)
             left = (t1 - t).abs()
             lands = (h >= left) | ((h * STRETCH >= left) & (left <= h_max + resolution))
@@ -250,7 +257,7 @@ def adaptive(tableau: Tableau, controller: Controller, order: int, estimate: boo
                 k,
             )
 
-        start = (torch.zeros((), dtype=F64, device=x0.device), t, h, e1, e2, tries, forced, bad, x0, k)
+        start = (n, t, h, e1, e2, tries, forced, bad, x0, k)
         n, *rest, x, k = while_loop(goes_on, step, tuple(part.clone() for part in start))
         return torch.stack([n, *rest]), x, k
 
@@ -258,13 +265,15 @@ def adaptive(tableau: Tableau, controller: Controller, order: int, estimate: boo
 
 
 def fixed(tableau: Tableau) -> Callable[..., Tensor]:
-    """A solve over a given grid: a function of F, the grid, the sizes of its steps, x0, F's arguments, 1 or 0 to record
-    the states or not, and the place for them; it returns the state at the end."""
+    """A solve over a part of a given grid: a function of F, the grid, the sizes of its steps, the first step and the
+    one after the last, x0, F's arguments, 1 or 0 to record the states or not, and the place for them; it returns the
+    state at the end."""
     last = tableau.used
 
     def solve(
-        F: Field, grid: Tensor, sizes: Tensor, count: Tensor, x0: Tensor, args: Any, every: Tensor, xs: Tensor
-    ) -> Tensor:
+        F: Field, grid: Tensor, sizes: Tensor, first: Tensor, count: Tensor, x0: Tensor, args: Any, every: Tensor,
+        xs: Tensor,
+    ) -> Tensor:  # fmt: skip
 
         field = laid_out(F)
 
@@ -281,8 +290,7 @@ def fixed(tableau: Tableau) -> Callable[..., Tensor]:
             stages, _ = stages_of(f, tableau, last, span, x, None)
             return n + 1, combination(x, span[2].to(x.dtype), tableau.b, stages)
 
-        start = torch.zeros((), dtype=torch.int64, device=x0.device)
-        return while_loop(goes_on, step, (start, x0.clone()))[1]
+        return while_loop(goes_on, step, (first.clone(), x0.clone()))[1]
 
     return solve
 
@@ -298,14 +306,15 @@ def backward(tableau: Tableau, names: Sequence[str], dense: bool) -> Callable[..
         dense: whether outputs may lie inside steps, and not at their ends only.
 
     Returns:
-        A function of F, of the recorded grid, sizes and states, of their number, the cotangent of the last state, θ̄ so
-        far, the parameters, the differentiated and all arguments of F, and the times of outputs with their cotangents;
-        it returns a_0 and θ̄.
+        A function of F, of the recorded grid, sizes and states, of the first step and the one after the last, the
+        cotangent of the last state, θ̄ so far, the parameters, the differentiated and all arguments of F, and the times
+        of outputs with their cotangents; it returns the cotangent of the first state and θ̄.
     """
     last = tableau.used
 
     def back(
-        F: Any, grid: Tensor, sizes: Tensor, xs: Tensor, count: Tensor, a: Tensor, given: tuple[Tensor, ...],
+        F: Any, grid: Tensor, sizes: Tensor, xs: Tensor, first: Tensor, count: Tensor, a: Tensor,
+        given: tuple[Tensor, ...],
         leaves: tuple[Tensor, ...], args: tuple[Any, ...], places: tuple[int, ...], times: Tensor, cotangents: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         outputs = times.shape[0] > 0
@@ -313,7 +322,7 @@ def backward(tableau: Tableau, names: Sequence[str], dense: bool) -> Callable[..
         field = differentiated(F, names, places, args)
 
         def goes_on(n: Tensor, a: Tensor, *gradients: Tensor) -> Tensor:
-            return n > 0
+            return n > first
 
         def step(n: Tensor, a: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
             slot = (n - 1).reshape(1)

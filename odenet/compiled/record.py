@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -26,13 +27,17 @@ class Chunk:
         grid: ends of the steps, one more than there are steps, and then anything.
         sizes: of the steps, signed, and then anything.
         states: at their starts; empty if they are not kept.
-        count: number of steps.
+        count: how many steps there are.
+        first: the first of them that belongs to this part.
+        piece: of depth, on which they lie.
     """
 
     grid: Tensor
     sizes: Tensor
     states: Tensor
     count: int
+    first: int = 0
+    piece: int = 0
 
 
 @dataclass
@@ -60,6 +65,7 @@ class Grid:
         sizes: of the steps, signed.
         place: of each end.
         lengths: of the steps.
+        pieces: of depth, each with its number, its first step and the one after its last.
     """
 
     spans: list[Span]
@@ -67,13 +73,17 @@ class Grid:
     sizes: Tensor
     place: dict[float, int]
     lengths: list[float]
+    pieces: list[tuple[int, int, int]]
 
     @classmethod
     def of(cls, spans: Sequence[Span], device: torch.device) -> Grid:
         """The grid of such steps."""
         ends, sizes = [spans[0].t, *(span.t_next for span in spans)], [span.h for span in spans]
         grid, hs = (torch.tensor(numbers, dtype=torch.float64, device=device) for numbers in (ends, sizes))
-        return cls(list(spans), grid, hs, {t: i for i, t in enumerate(ends)}, [abs(h) for h in sizes])
+        numbers = [span.piece for span in spans]
+        cuts = [0, *(n for n in range(1, len(numbers)) if numbers[n] != numbers[n - 1]), len(numbers)]
+        pieces = [(numbers[first], first, last) for first, last in pairwise(cuts)]
+        return cls(list(spans), grid, hs, {t: i for i, t in enumerate(ends)}, [abs(h) for h in sizes], pieces)
 
 
 class Solves:
@@ -90,9 +100,10 @@ class Solves:
         compilations: how many pieces of code have been made so far.
         capacity: steps that the next record has room for.
         takes_autocast: whether F may run under autocast.
+        takes_pieces: whether F may change along depth, and steps may have to end at stops.
     """
 
-    takes_autocast = False
+    takes_autocast = takes_pieces = False
 
     def __init__(self, problem: Problem):
         scheme = problem.scheme

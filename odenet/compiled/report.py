@@ -18,6 +18,10 @@ class CompileWarning(UserWarning):
     """A solve that was to be compiled is walked eagerly."""
 
 
+class RefusalError(Exception):
+    """A problem cannot be compiled; the message says why, as the end of a sentence."""
+
+
 def tell(what: str, problem: Problem | SampleProblem, seconds: float) -> None:
     """Say, once for each graph, how long it took to make it."""
     log.warning("odenet compiled %s by %s in %.1f s", what, problem.scheme.solver, seconds)
@@ -37,6 +41,8 @@ def warn_back(error: Exception) -> None:
 
 def uncaptured(error: Exception) -> str:
     """In a few words why something could not be captured as a graph."""
+    if isinstance(error, RefusalError):
+        return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     explained = [line.removeprefix("Explanation:").strip() for line in lines if line.startswith("Explanation:")]
     first = (explained or lines or [type(error).__name__])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _NormBase
 
 from odenet.compiled.record import inside
+from odenet.compiled.report import RefusalError
 from odenet.solvers.explicit import ExplicitRungeKutta
 from odenet.solvers.problem import Problem
 from odenet.solvers.registry import solvers
@@ -21,6 +23,8 @@ MOST_OUTPUTS = 64
 DTYPES = (torch.float32, torch.float64)
 DEVICES = ("cpu", "cuda")
 SEVERAL = "F changes along depth (untied weights or jumps), and one graph holds one F"
+JUMPS = "jumps of F are compiled row by row only, and it cannot be written so"
+NO_MODULE = "the gradient of an F that is no module is compiled row by row only, and it cannot be written so"
 NOTHING = "there is nothing to walk, or the state has no batch"
 
 
@@ -41,14 +45,12 @@ def of_scheme(scheme: Scheme) -> str | None:
 def of_problem(problem: Problem) -> str | None:
     """Why a problem whose scheme can be compiled is not, or None; what F itself does is not looked at."""
     scheme = problem.scheme
-    if problem.weights.pieces != 1 or (scheme.jumps and len(problem.pieces()) != 1):
-        return SEVERAL
     if problem.events or problem.dense:
         return "events and dense=True look at steps from the host"
     if problem.t0 == problem.t1:
         return NOTHING
     refusal = of_state(problem.x0)
-    if refusal is not None or (not scheme.stops and problem.ts == [problem.t1]):
+    if refusal is not None or problem.ts == [problem.t1]:
         return refusal
     return _adaptive(problem) if scheme.adaptive else _fixed(problem)
 
@@ -66,8 +68,6 @@ def of_state(x0: Tensor) -> str | None:
 
 
 def _adaptive(problem: Problem) -> str | None:
-    if len(problem.landings()[0]) > 1:
-        return "stops are looked at from the host"
     between, stepper = inside(problem), problem.stepper
     assert isinstance(stepper, ExplicitRungeKutta)
     tableau = stepper.tableau
@@ -86,7 +86,7 @@ def _fixed(problem: Problem) -> str | None:
 
 
 def of_F(problem: Problem, leaves: list[Tensor], t: Tensor | None = None) -> str | None:
-    """Why F cannot be compiled for a problem, found by one evaluation that leaves no trace; or None.
+    """Why F cannot be compiled for a problem, found by one evaluation on each piece that leaves no trace; or None.
 
     Args:
         problem: what is to be solved.
@@ -95,20 +95,22 @@ def of_F(problem: Problem, leaves: list[Tensor], t: Tensor | None = None) -> str
     """
     from odenet.gradients.inputs import Inputs
 
-    F, x = problem.weights.piece(0), problem.x0.detach()
-    for module in problem.field.found[0]:
+    x, field = problem.x0.detach(), problem.field
+    for module in itertools.chain(*field.found):
         if isinstance(module, _NormBase) and module.training and module.track_running_stats:
             return f"F updates running statistics ({type(module).__name__} in training mode)"
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
         before = _generator_states(x.device)
-        k = F(problem.field.time(problem.t0) if t is None else t, x, *problem.args)
+        times = [field.time(start) for start in problem.starts()] if t is None else itertools.repeat(t)
+        slopes = [F(time, x, *problem.args) for F, time in zip(problem.functions, times, strict=False)]
         after = _generator_states(x.device)
     if any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)):
         return "F draws random numbers, of which one draw has to hold for a whole solve"
     if not torch.is_grad_enabled():
         return None
     inputs = Inputs(problem)
-    inputs.observe(0, k)
+    for piece, k in enumerate(slopes):
+        inputs.observe(piece, k)
     known = set(map(id, leaves))
     for tensor in inputs.tensors:
         if id(tensor) not in known:
@@ -117,6 +119,13 @@ def of_F(problem: Problem, leaves: list[Tensor], t: Tensor | None = None) -> str
                 "of F, an nn.Module, nor handed over in args="
             )
     return None
+
+
+def check_modules(problem: Any, keep: bool) -> None:
+    """Raise `RefusalError` if a gradient is wanted for parameters of an F that is no module."""
+    modules = all(isinstance(F, nn.Module) for F in problem.functions)
+    if keep and not modules and any(p.requires_grad for p in problem.weights.parameters()):
+        raise RefusalError(NO_MODULE)
 
 
 def _generator_states(device: torch.device) -> list[Tensor]:
@@ -140,7 +149,7 @@ class Leaves(NamedTuple):
     """What a compiled gradient is taken for beside the state.
 
     Attributes:
-        names: of parameters of F.
+        names: of parameters, as the weights over depth know them.
         places: of arguments of F.
         tensors: the parameters, then the arguments.
     """
@@ -150,9 +159,14 @@ class Leaves(NamedTuple):
     tensors: list[Tensor]
 
     @classmethod
-    def of(cls, F: Any, args: tuple[Any, ...]) -> Leaves:
-        """Those that require a gradient."""
-        named = [(n, p) for n, p in F.named_parameters() if p.requires_grad] if isinstance(F, nn.Module) else []
+    def of(cls, F: nn.Module, args: tuple[Any, ...]) -> Leaves:
+        """Those that require a gradient; F with its weights over depth."""
+        named = [(n, p) for n, p in F.named_parameters() if p.requires_grad]
         places = tuple(i for i, arg in enumerate(args) if isinstance(arg, Tensor) and arg.requires_grad)
         tensors: list[Tensor] = [*(p for _, p in named), *(args[i] for i in places)]
         return cls(tuple(name for name, _ in named), places, tensors)
+
+    def names_in(self, F: Any) -> dict[str, int]:
+        """Of those that are parameters of F, a module, their names there and which they are."""
+        at = {id(tensor): number for number, tensor in enumerate(self.tensors[: len(self.names)])}
+        return {name: at[id(p)] for name, p in F.named_parameters() if id(p) in at} if isinstance(F, nn.Module) else {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor
 from odenet.compiled.graphs import adaptive, backward, fixed
 from odenet.compiled.lowering import backend
 from odenet.compiled.record import ONE_THREAD, Chunk, Solves, Walked, answers, inside
-from odenet.compiled.scope import Leaves
+from odenet.compiled.report import RefusalError
+from odenet.compiled.scope import JUMPS, Leaves, check_modules
 from odenet.solvers.problem import Problem
 
 MOST_CONSTANTS = 256
@@ -26,8 +28,9 @@ class Graphs(Solves):
 
     Args:
         problem: a solve of that kind.
-
     """
+
+    takes_pieces = True
 
     def __init__(self, problem: Problem):
         super().__init__(problem)
@@ -47,42 +50,60 @@ class Graphs(Solves):
         Args:
             problem: what to solve.
             keep: whether the states at the starts of the steps are wanted.
+
+        Raises:
+            RefusalError: the graphs do not hold for such a problem.
         """
+        if len(problem.functions) > problem.weights.pieces:
+            raise RefusalError(JUMPS)
+        check_modules(problem, keep)
         return (self._adaptive if problem.scheme.adaptive else self._fixed)(problem, keep)
 
     def _adaptive(self, problem: Problem, keep: bool) -> Walked | None:
         scheme, x, device = problem.scheme, problem.x0.detach().contiguous(), problem.x0.device
-        t0, t1 = problem.t0, problem.t1
         times = self._constant(tuple(inside(problem)), device)
         outputs = x.new_empty(len(times), *x.shape)
         capacity = self.room(x.numel() * x.element_size() if keep else 0)
-        numbers = self._constant(
-            (t1, problem.direction, *scheme.tolerances, scheme.h_min, scheme.h_max, problem.resolution,
-             scheme.max_steps, capacity, keep), device,
-        )  # fmt: skip
-        going = self._constant((t0, scheme.first_step or 1.0, 1.0, 1.0, 0.0, 0.0, 0.0), device)
-        F, k, chunks, sizes, starts = problem.weights.piece(0), x, [], [], 0
-        while True:
-            ts, hs = (torch.empty(capacity + 1, dtype=torch.float64, device=device) for _ in range(2))
-            xs = x.new_empty(capacity if keep else 2, *x.shape)
-            self._take_any((0, x, k, times, ts, hs), (BOTH, xs, outputs))
-            at, x, k = self._forward(
-                F, numbers, going, x, k, problem.args, (ts, hs, xs, times, outputs), self._constant(not starts, device)
-            )
-            n, t, _, _, _, tries, forced, _ = at.tolist()
-            count, starts = int(n), starts + 1
-            if t != t1 and count < capacity:
-                return None
-            sizes += hs[:count].tolist()
-            if keep:
-                ts[count] = at[1]
-                chunks.append(Chunk(ts, hs, xs, count))
-            if t == t1:
-                break
-            going = at[1:].clone()
-        if not self.count_adaptive(problem, sizes, int(tries), int(forced), starts):
+        going = self._constant((0.0, problem.t0, scheme.first_step or 0.0, 1.0, 1.0, 0.0, 0.0, 0.0), device)
+        k, chunks, sizes, entered, count, buffers = x, list[Chunk](), list[float](), 0, 0, None
+        for piece, (start, landings) in enumerate(zip(problem.starts(), problem.landings(), strict=True)):
+            entered, fresh = entered + (start != landings[-1]), True
+            for landing in landings if start != landings[-1] else ():
+                numbers = self._constant(
+                    (landing, problem.direction, *scheme.tolerances, scheme.h_min, scheme.h_max, problem.resolution,
+                     scheme.max_steps, capacity, keep, landings[-1]), device,
+                )  # fmt: skip
+                t = math.nan
+                while t != landing:
+                    if buffers is None:
+                        buffers, count, going = self._record(x, capacity, keep), 0, going.clone()
+                        going[0] = 0.0
+                    (ts, hs, xs), first = buffers, count
+                    self._take_any((0, x, k, times, ts, hs), (BOTH, xs, outputs))
+                    at, x, k = self._forward(
+                        problem.functions[piece], numbers, going, x, k, problem.args, (ts, hs, xs, times, outputs),
+                        self._constant(fresh, device),
+                    )  # fmt: skip
+                    n, t, *_ = at.tolist()
+                    count, fresh = int(n), False
+                    if t != landing and count < capacity:
+                        return None
+                    sizes += hs[first:count].tolist()
+                    if keep and count > first:
+                        ts[count] = at[1]
+                        chunks.append(Chunk(ts, hs, xs, count, first, piece))
+                    going, buffers = at.clone(), buffers if t == landing else None
+        *_, tries, forced, _ = going.tolist()
+        nfe = entered + (scheme.first_step is None) + int(tries) * self.tried
+        if not self.count_steps(problem, nfe, sizes, int(tries), int(forced)):
             return None
         return Walked(chunks, answers(problem, x, outputs), times)
+
+    @staticmethod
+    def _record(x: Tensor, capacity: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Room for the starts and sizes of so many steps, and for the states there if they are kept."""
+        ts, hs = (torch.empty(capacity + 1, dtype=torch.float64, device=x.device) for _ in range(2))
+        return ts, hs, x.new_empty(capacity if keep else 2, *x.shape)
 
     def _fixed(self, problem: Problem, keep: bool) -> Walked | None:
         grid, x, device = self.grid(problem), problem.x0.detach().contiguous(), problem.x0.device
@@ -90,17 +111,19 @@ class Graphs(Solves):
         if scheme.max_nfe is not None and count * self.used > scheme.max_nfe:
             return None
         keep = keep or bool(between)
-        xs = x.new_empty(max(2, count) if keep else 2, *x.shape)
+        xs, end = x.new_empty(max(2, count) if keep else 2, *x.shape), x
         self._take_any((0, x, grid.ends, grid.sizes), (BOTH, xs))
-        end = self._forward(
-            problem.weights.piece(0), grid.ends, grid.sizes, self._constant(count, device), x, problem.args,
-            self._constant(keep, device), xs,
-        )  # fmt: skip
+        for piece, first, last in grid.pieces:
+            end = self._forward(
+                problem.functions[piece], grid.ends, grid.sizes, self._constant(first, device),
+                self._constant(last, device), end, problem.args, self._constant(keep, device), xs,
+            )  # fmt: skip
         if device.type == "cpu" and not bool(torch.isfinite(end.sum())):
             return None
         self.count_fixed(problem, grid)
+        chunks = [Chunk(grid.ends, grid.sizes, xs, last, first, piece) for piece, first, last in grid.pieces]
         states = answers(problem, end, (xs[grid.place[t]] for t in between))
-        return Walked([Chunk(grid.ends, grid.sizes, xs, count)], states, self._constant(tuple(between), device))
+        return Walked(chunks, states, self._constant(tuple(between), device))
 
     def back(
         self, problem: Problem, walked: Walked, leaves: Leaves, a: Tensor, cotangents: Sequence[Tensor | None]
@@ -114,27 +137,30 @@ class Graphs(Solves):
             a: cotangent of x(t1).
             cotangents: of the answers between t0 and t1.
         """
-        F, args = problem.weights.piece(0), problem.args
-        names, places, tensors = leaves
-        dense = problem.scheme.adaptive
-        key = names, places
-        if key not in self._backs:
-            self._backs[key] = compiled(backward(self.tableau, names, dense), self._notice, self._small)
+        args, dense = problem.args, problem.scheme.adaptive
         seeds, times = a.new_empty(0, *a.shape), self._constant((), a.device)
         if cotangents:
             times = walked.inside
             seeds = torch.stack([torch.zeros_like(a) if c is None else c for c in cotangents])
-        values = tuple(tensor.detach() for tensor in tensors)
-        gradients = tuple(torch.zeros_like(value) for value in values)
+        gradients = [torch.zeros_like(tensor, requires_grad=False) for tensor in leaves.tensors]
         steps = 0
         for chunk in reversed(walked.chunks):
-            a = a.contiguous()
+            a, F = a.contiguous(), problem.functions[chunk.piece]
+            known = leaves.names_in(F)
+            names, which = tuple(known), [*known.values(), *range(len(leaves.names), len(leaves.tensors))]
+            if (names, leaves.places) not in self._backs:
+                graph = backward(self.tableau, names, dense)
+                self._backs[names, leaves.places] = compiled(graph, self._notice, self._small)
             self._take_any((0, a, chunk.grid, chunk.sizes, times), (BOTH, chunk.states, seeds))
-            a, *rest = self._backs[key](
-                F, chunk.grid, chunk.sizes, chunk.states, self._constant(chunk.count, a.device), a, gradients, values,
-                _detached(args), places, times, seeds,
+            a, *found = self._backs[names, leaves.places](
+                F, chunk.grid, chunk.sizes, chunk.states, self._constant(chunk.first, a.device),
+                self._constant(chunk.count, a.device), a, tuple(gradients[i] for i in which),
+                tuple(leaves.tensors[i].detach() for i in which), _constants(args, leaves.places), leaves.places, times,
+                seeds,
             )  # fmt: skip
-            gradients, steps = tuple(rest), steps + chunk.count
+            for i, part in zip(which, found, strict=True):
+                gradients[i] = part
+            steps += chunk.count - chunk.first
         self.count_back(problem, steps, bool(cotangents))
         return a, *gradients
 
@@ -195,5 +221,8 @@ def own(function: Callable[..., Any]) -> Callable[..., Any]:
     return FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
 
 
-def _detached(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
+def _constants(args: tuple[Any, ...], places: Collection[int]) -> tuple[Any, ...]:
+    """F's arguments, without those at the places that are differentiated: a graph takes no tensor twice."""
+    return tuple(
+        None if place in places else arg.detach() if isinstance(arg, Tensor) else arg for place, arg in enumerate(args)
+    )

@@ -62,7 +62,7 @@ class VectorField:
         F, args = self.weights.piece(piece.weights, *self._interval), self.args
         stats, plain = self.stats, self.consistency.plain
         unseen, weights = self.observer is not None, piece.weights
-        inside = {t: self._nearest(t, other) for t, other in (piece[1:], piece[:0:-1]) if t in self.jumps}
+        inside = self.shown(index)
         dtype, device, full = self.time_dtype, self.device, torch.full
 
         def evaluate(t: float, x: Tensor) -> Tensor:
@@ -85,6 +85,11 @@ class VectorField:
             return self._checked(k, x)
 
         return evaluate
+
+    def shown(self, index: int) -> dict[float, float]:
+        """For the ends of a piece that are jumps the times that F is shown there."""
+        piece = self.pieces[index]
+        return {t: self._nearest(t, other) for t, other in (piece[1:], piece[:0:-1]) if t in self.jumps}
 
     def _nearest(self, t: float, towards: float) -> float:
         """The time next to t that F can be shown in the state's precision."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -138,6 +138,11 @@ class Problem:
                 f"an event's function must return a real tensor, got {getattr(g, 'dtype', type(g).__name__)}"
             )
         return g.reshape(-1).clone()
+
+    @cached_property
+    def functions(self) -> list[Callable[..., Tensor]]:
+        """F on every piece of depth."""
+        return [self.weights.piece(piece.weights, self.t0, self.t1) for piece in self._pieces]
 
     @property
     def resolution(self) -> float:

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from odenet.compiled.per_sample.graphs import rounds, rounds_back
 from odenet.compiled.record import FIRST_RECORD, LARGEST_RECORD
-from odenet.compiled.scope import Leaves
+from odenet.compiled.scope import Leaves, check_modules
 from odenet.compiled.walk import compiled
 from odenet.solvers.control import NONFINITE_RETRIES
 from odenet.solvers.explicit import ExplicitRungeKutta
@@ -93,8 +93,12 @@ class SampleGraphs:
         Args:
             problem: what to solve.
             keep: whether the states at the starts of the steps are wanted.
+
+        Raises:
+            RefusalError: the gradient cannot be compiled so.
         """
         scheme, x0, device, field = problem.scheme, problem.x0.detach(), problem.x0.device, problem.field
+        check_modules(problem, keep)
         begun = AdaptiveWalk(problem, None)
         with field.consistency.forward():
             begun.begin()
@@ -185,7 +189,7 @@ class SampleGraphs:
             dynamic(mine, 0, 1),
         )
         found, x, k = self._forward(
-            problem.weights.piece(0), torch.tensor(numbers, dtype=F64, device=device), dynamic(at.to(device), 1),
+            problem.functions[0], torch.tensor(numbers, dtype=F64, device=device), dynamic(at.to(device), 1),
             dynamic(to.to(device), 1), dynamic(x, 0), dynamic(k, 0), self._rows_of(problem, index), buffers,
         )  # fmt: skip
         if len(times):
@@ -225,7 +229,8 @@ class SampleGraphs:
             a: cotangent of the last state of each sample.
             cotangents: of the states at `walked.times`, or None if they have none.
         """
-        names, places, tensors = leaves
+        F, places, tensors = problem.functions[0], leaves.places, leaves.tensors
+        names = tuple(leaves.names_in(F))
         if (names, places) not in self._backs:
             self._backs[names, places] = compiled(rounds_back(self.tableau, names), self._notice)
         back, dynamic = self._backs[names, places], self._dynamic
@@ -248,7 +253,7 @@ class SampleGraphs:
             given = tuple(dynamic(torch.zeros_like(v), 0) if n in own else gradients[n] for n, v in enumerate(mine))
             numbers = torch.stack([accepted, torch.arange(len(index), device=a.device)])
             b, *found = back(
-                problem.weights.piece(0), (dynamic(phase.record[0], 1, 2), dynamic(phase.record[1], 0, 1)),
+                F, (dynamic(phase.record[0], 1, 2), dynamic(phase.record[1], 0, 1)),
                 dynamic(numbers, 1), torch.tensor(phase.steps, device=a.device), pick(a, 0), given, mine,
                 self._rows_of(problem, index), places, pick(times, 0, 1), pick(seeds, 0, 1),
             )  # fmt: skip

@@ -144,7 +144,7 @@ def traced(function: Callable[..., Any], fakes: Sequence[Any]) -> GraphModule:
     kept = {aten.addmm.default, aten.mm.default, aten.bmm.default, aten.tanh.default, aten.t.default}
     table = {target: form for target, form in select_decomp_table().items() if target not in kept}
     table |= {aten.var_mean.correction: var_mean, aten.var.correction: lambda *a, **k: var_mean(*a, **k)[0]}
-    table[aten.mean.dim] = mean
+    table |= {aten.mean.dim: mean, aten.addcmul.default: lambda x, a, b, *, value=1: x + a * b * value}
     mode = next(fake.fake_mode for fake in fakes if hasattr(fake, "fake_mode"))
     pure = torch.func.functionalize(function, remove="mutations")
     with mode, enable_python_dispatcher(), torch.no_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,19 +33,37 @@ class Field:
     backs: dict[tuple[int, ...], Any] = field(default_factory=dict)
     flat: tuple[Any, ...] = ()
 
-    def tensors(self) -> list[Tensor]:
-        """The inputs beside state and time."""
-        given, dtype = [self.flat[place] for place in self.graph.given], self.graph.dtype
-        return [x if x.dtype == dtype and x.is_contiguous() else x.detach().to(dtype).contiguous() for x in given]
-
     def sizes(self) -> list[int]:
         """How many numbers of each of them a sample has, 0 if it is shared."""
         graph = self.graph
         return [math.prod(graph.fakes[place].shape[1:]) if place in graph.rows else 0 for place in graph.given]
 
+    @property
+    def use(self) -> Use:
+        """The latest call."""
+        return Use(self, self.flat)
+
+
+class Use(NamedTuple):
+    """A graph of F, and what it was handed.
+
+    Attributes:
+        field: what was made of the graph.
+        flat: its inputs.
+    """
+
+    field: Field
+    flat: tuple[Any, ...]
+
+    def tensors(self) -> list[Tensor]:
+        """The inputs beside state and time."""
+        graph, flat = self.field.graph, self.flat
+        given, dtype = [flat[place] for place in graph.given], graph.dtype
+        return [x if x.dtype == dtype and x.is_contiguous() else x.detach().to(dtype).contiguous() for x in given]
+
     def wanted(self, leaves: Leaves) -> dict[int, int]:
         """For each tensor that F uses its number among the inputs."""
-        graph, found = self.graph, {}
+        graph, found = self.field.graph, {}
         places = {id(self.flat[place]): number for number, place in enumerate(graph.given)}
         args = {graph.args[place]: number for number, place in enumerate(graph.given) if place in graph.args}
         for i, leaf in enumerate(leaves.tensors):
@@ -55,14 +73,14 @@ class Field:
                 found[i] = number
         return found
 
-    @staticmethod
-    def gradients(found: dict[int, Tensor], wanted: dict[int, int], leaves: Leaves) -> list[Tensor]:
-        """Those of the leaves, from those of the inputs; of one sample there may be two rows."""
-        pairs = [(found.get(wanted.get(i, -1)), leaf) for i, leaf in enumerate(leaves.tensors)]
-        return [
-            torch.zeros_like(leaf) if part is None else part if part.shape == leaf.shape else part[: len(leaf)]
-            for part, leaf in pairs
-        ]
+
+def gradients(found: dict[int, Tensor], leaves: Leaves) -> list[Tensor]:
+    """Those of all leaves, from those that were found; of one sample there may be two rows."""
+    pairs = [(found.get(i), leaf) for i, leaf in enumerate(leaves.tensors)]
+    return [
+        torch.zeros_like(leaf) if part is None else part if part.shape == leaf.shape else part[: len(leaf)]
+        for part, leaf in pairs
+    ]
 
 
 def captured(

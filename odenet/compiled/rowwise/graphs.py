@@ -6,14 +6,14 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from ctypes import addressof
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from odenet.compiled.record import Chunk, Solves, Walked, answers, inside
-from odenet.compiled.rowwise.field import Field, any_batch, called, captured
-from odenet.compiled.rowwise.library import Code, Room, pointers
+from odenet.compiled.rowwise.field import Field, Use, any_batch, called, captured, gradients
+from odenet.compiled.rowwise.library import NOT_SHOWN, Code, Room, Walk, pointers
 from odenet.compiled.rowwise.source import backward, forward
 from odenet.compiled.rowwise.values import NotRowwiseError
 from odenet.compiled.scope import Leaves
@@ -31,6 +31,8 @@ class RowGraphs(Solves):
     Args:
         problem: a solve of that kind.
     """
+
+    takes_pieces = True
 
     def __init__(self, problem: Problem):
         super().__init__(problem)
@@ -51,8 +53,8 @@ class RowGraphs(Solves):
             self._rows |= {found.graph.args[place] for place in found.graph.rows}
         self._found = found
 
-    def field(self, problem: Problem, x: Tensor) -> Field:
-        """F as it is now.
+    def uses(self, problem: Problem, x: Tensor) -> list[Use]:
+        """F as it is now, on every piece of depth.
 
         Raises:
             NotRowwiseError: it is no function of single samples.
@@ -63,14 +65,17 @@ class RowGraphs(Solves):
             x = _twice(x)
         if rows:
             args = tuple(any_batch(_twice(arg)) if n in rows else arg for n, arg in enumerate(args))
+        x, uses = any_batch(x), []
         with torch.no_grad() if torch.is_grad_enabled() else NOTHING:
-            self._graph(problem.weights.piece(0), self._time, any_batch(x), args)
-            if first and rows and isinstance(self._found, NotRowwiseError):  # a size may be the batch's by chance
-                self._graph = self._made()
-                self._graph(problem.weights.piece(0), self._time, any_batch(x), problem.args)
-        if isinstance(self._found, Field):
-            return self._found
-        raise self._found or NotRowwiseError("there is no graph of it")
+            for F in problem.functions:
+                self._graph(F, self._time, x, args)
+                if first and rows and isinstance(self._found, NotRowwiseError):  # a size may be the batch's by chance
+                    self._graph, args, first = self._made(), problem.args, False
+                    self._graph(F, self._time, x, args)
+                if not isinstance(self._found, Field):
+                    raise self._found or NotRowwiseError("there is no graph of it")
+                uses.append(self._found.use)
+        return uses
 
     def walk(self, problem: Problem, keep: bool) -> Walked | None:
         """Solve, and count; None if the solve broke down, with nothing counted.
@@ -80,50 +85,79 @@ class RowGraphs(Solves):
             keep: whether the states at the starts of the steps are wanted.
         """
         x = problem.x0.detach().contiguous()
-        field, batch = self.field(problem, x), x.shape[0]
-        code = self._walk_code(field, x)
-        inputs, end = field.tensors(), torch.empty_like(x)
-        room = Room.take(code, x, _threads(batch, code.lanes), inputs)
-        room.call.x0, room.call.x1, room.call.keep = x.data_ptr(), end.data_ptr(), keep
-        shape = -(-batch // code.lanes), x.numel() // batch, code.lanes
-        walked = (self._adaptive if self.control else self._fixed)(problem, room, x, end, shape)
-        room.leave()
-        return walked
+        uses, end = self.uses(problem, x), torch.empty_like(x)
+        return (self._adaptive if self.control else self._fixed)(problem, uses, x, end, keep)
 
-    def _adaptive(self, problem: Problem, room: Room, x: Tensor, end: Tensor, shape: tuple[int, ...]) -> Walked | None:
-        t1, call, between, times, outputs = problem.t1, room.call, inside(problem), NO_TIMES, ()
+    def _adaptive(self, problem: Problem, uses: Sequence[Use], x: Tensor, end: Tensor, keep: bool) -> Walked | None:
+        between, times, outputs = inside(problem), NO_TIMES, x[:0]
         if between:
             times, outputs = torch.tensor(between, dtype=torch.float64), x.new_empty(len(between), *x.shape)
-            call.times, call.at_times = times.data_ptr(), outputs.data_ptr()
-        call.outputs = len(outputs)
-        self._tell(problem, room)
-        keep = call.keep
-        capacity = self.room(math.prod(shape) * x.element_size() if keep else 0)
-        call.capacity, chunks, sizes = capacity, [], []
-        while True:
-            if keep:
-                record, xs = torch.empty(2, capacity + 1, dtype=torch.float64), x.new_empty(capacity, *shape)
-                call.ts, call.xs = record.data_ptr(), xs.data_ptr()
-                call.hs = call.ts + record.element_size() * (capacity + 1)
-            else:
-                call.ts, call.hs = room.steps(capacity)  # nobody looks at the grid
-            call.n = 0
-            room.code.walk(call)
-            count = int(call.n)
-            if call.t != t1 and count < capacity:
-                return None
-            if keep:
-                sizes += record[1, :count].tolist()
-                record[0, count] = call.t
-                chunks.append(BlockChunk(record[0], record[1], xs, count, x.shape))
-            else:
-                sizes += room.sizes(count)
-            if call.t == t1:
-                break
-            call.fresh = 0
-        if not self.count_adaptive(problem, sizes, int(call.tries), int(call.forced)):
+        room, record, chunks, sizes, entered = None, None, list[Chunk](), list[float](), 0
+        for number, (start, landings) in enumerate(zip(problem.starts(), problem.landings(), strict=True)):
+            if start == landings[-1]:
+                continue
+            before, room = room, self._room(uses[number], x, room)
+            call = room.call
+            if before is None:
+                self._tell(problem, room)
+                shape, capacity = self._shape(room.code, x), self.capacity
+                if keep:
+                    capacity = self.room(math.prod(shape) * x.element_size())
+                call.x0, call.x1, call.keep, call.capacity = x.data_ptr(), end.data_ptr(), keep, capacity
+                call.outputs = len(outputs)
+                if between:
+                    call.times, call.at_times = times.data_ptr(), outputs.data_ptr()
+            self._enter(problem, room, number, start, landings)
+            entered += 1
+            while True:
+                if record is None:
+                    record, count = _Steps(x, capacity, shape) if keep else room.steps(capacity), 0
+                    record.show(call)
+                    call.n = 0
+                first = count
+                room.code.walk(call)
+                count = int(call.n)
+                if call.t != landings[-1] and count < capacity:
+                    return None
+                sizes += record.sizes(first, count)
+                if isinstance(record, _Steps) and count > first:
+                    chunks.append(record.chunk(first, count, call.t, x.shape, number))
+                if call.t == landings[-1]:
+                    break
+                call.fresh, record = 0, None
+            call.x0 = call.x1
+        assert room is not None
+        nfe = entered + (problem.scheme.first_step is None) + int(call.tries) * (self.tableau.stages - 1)
+        if not self.tableau.fsal:  # F where steps begin that do not follow a rejected one
+            nfe += len(sizes) - entered
+        tries, forced = int(call.tries), int(call.forced)
+        room.leave()
+        if not self.count_steps(problem, nfe, sizes, tries, forced):
             return None
         return Walked(chunks, answers(problem, end, outputs), times)
+
+    def _room(self, use: Use, x: Tensor, before: Room | None) -> Room:
+        """Where the code of F on a piece works; the room of the piece before it, if the code is the same."""
+        code, inputs = self._walk_code(use.field, x), use.tensors()
+        if before is not None and before.code is code:
+            before.show(inputs)
+            return before
+        room = Room.take(code, x, _threads(len(x), code.lanes), inputs)
+        if before is not None:
+            room.follow(before)
+            before.leave()
+        return room
+
+    @staticmethod
+    def _shape(code: Code, x: Tensor) -> tuple[int, ...]:
+        """Blocks of lanes, elements of a sample, lanes."""
+        return -(-len(x) // code.lanes), x.numel() // len(x), code.lanes
+
+    @staticmethod
+    def _enter(problem: Problem, room: Room, number: int, start: float, landings: Sequence[float]) -> None:
+        """Go on to a piece of depth."""
+        shown = problem.field.shown(number) if problem.scheme.jumps else NOT_SHOWN
+        room.enter(start, landings[-1], shown, landings[:-1])
 
     @staticmethod
     def _tell(problem: Problem, room: Room) -> None:
@@ -131,62 +165,76 @@ class RowGraphs(Solves):
         scheme, call, told = problem.scheme, room.call, (problem.scheme, problem.t0, problem.t1)
         if not (room.told and room.told[0] is scheme and room.told[1:] == told[1:]):
             room.told, (call.rtol, call.atol) = told, scheme.tolerances
-            call.t1, call.sign, call.resolution = problem.t1, problem.direction, problem.resolution
+            call.sign, call.resolution = problem.direction, problem.resolution
             call.h_min, call.h_max, call.max_steps = scheme.h_min, scheme.h_max, scheme.max_steps
-        call.t, call.h, call.e1, call.e2, call.fresh = problem.t0, scheme.first_step or 0.0, 1.0, 1.0, 1
+        call.t, call.h, call.e1, call.e2 = problem.t0, scheme.first_step or 0.0, 1.0, 1.0
         call.tries = call.forced = call.bad = 0.0
 
-    def _fixed(self, problem: Problem, room: Room, x: Tensor, end: Tensor, shape: tuple[int, ...]) -> Walked | None:
-        call = room.call
+    def _fixed(self, problem: Problem, uses: Sequence[Use], x: Tensor, end: Tensor, keep: bool) -> Walked | None:
         grid, between = self.grid(problem), inside(problem)
         count, most = len(grid.spans), problem.scheme.max_nfe
         if most is not None and count * self.used > most:
             return None
-        call.keep = bool(call.keep or between)
-        xs = x.new_empty(count if call.keep else 0, *shape)
-        call.ts, call.hs, call.xs, call.count = grid.ends.data_ptr(), grid.sizes.data_ptr(), xs.data_ptr(), count
-        room.code.walk(call)
+        room, keep, ends = None, keep or bool(between), problem.pieces()
+        shape: tuple[int, ...] = ()
+        for number, first, last in grid.pieces:
+            before, room = room, self._room(uses[number], x, room)
+            call = room.call
+            if before is None:
+                shape = self._shape(room.code, x)
+                xs = x.new_empty(count if keep else 0, *shape)
+                call.x0, call.x1, call.keep, call.xs = x.data_ptr(), end.data_ptr(), keep, xs.data_ptr()
+                call.ts, call.hs = grid.ends.data_ptr(), grid.sizes.data_ptr()
+            self._enter(problem, room, number, ends[number][0], ends[number][1:])
+            call.first, call.count = first, last
+            room.code.walk(call)
+            call.x0 = call.x1
+        assert room is not None
+        room.leave()
         if not bool(torch.isfinite(end.sum())):
             return None
         self.count_fixed(problem, grid)
-        chunk = BlockChunk(grid.ends, grid.sizes, xs, count, x.shape)
-        states = answers(problem, end, (chunk.state(grid.place[t]) for t in between))
-        return Walked([chunk], states, torch.tensor(between, dtype=torch.float64) if between else NO_TIMES)
+        chunks = [
+            BlockChunk(grid.ends, grid.sizes, xs, last, x.shape, first, number) for number, first, last in grid.pieces
+        ]
+        states = answers(problem, end, (chunks[0].state(grid.place[t]) for t in between))
+        return Walked(chunks, states, torch.tensor(between, dtype=torch.float64) if between else NO_TIMES)  # type: ignore[arg-type]
 
     def back(
         self, problem: Problem, walked: Walked, leaves: Leaves, a: Tensor, cotangents: Sequence[Tensor | None]
     ) -> tuple[Tensor, ...]:
         """As `Graphs.back`."""
         x = problem.x0.detach()
-        field = self.field(problem, x.contiguous())
-        wanted = field.wanted(leaves)
-        numbers = sorted(set(wanted.values()))
-        code = self._back_code(field, x, tuple(numbers))
-        if code is None:
+        ways = [self._way_back(use, leaves, x) for use in self.uses(problem, x.contiguous())]
+        if any(way.code is None for way in ways):
             return self._back_as_a_whole(problem, walked, leaves, a, cotangents)
         a = a.detach().clone(memory_format=torch.contiguous_format)
-        inputs = field.tensors()
-        room = Room.take(code, x, _threads(len(x), code.lanes), inputs)
-        parts = [torch.empty_like(inputs[number]) for number in numbers]
-        found_places, call = pointers(parts), room.call
-        call.x1, call.gradients, call.outputs = a.data_ptr(), addressof(found_places), 0
-        given = NO_TIMES
-        if cotangents:
-            given = torch.stack([torch.zeros_like(a) if c is None else c for c in cotangents])
-            call.times, call.at_times, call.outputs = walked.inside.data_ptr(), given.data_ptr(), len(cotangents)
-        steps, totals = 0, parts
+        given = torch.stack([torch.zeros_like(a) if c is None else c for c in cotangents]) if cotangents else NO_TIMES
+        steps, found, ends = 0, dict[int, Tensor](), problem.pieces()
         for chunk in reversed(walked.chunks):
             assert isinstance(chunk, BlockChunk)
+            code, wanted, numbers, inputs = ways[chunk.piece]
+            room = Room.take(code, x, _threads(len(x), code.lanes), inputs)
+            parts = {number: torch.empty_like(inputs[number]) for number in numbers}
+            places, call = pointers(list(parts.values())), room.call
+            call.x1, call.gradients, call.outputs = a.data_ptr(), addressof(places), len(cotangents)
+            if cotangents:
+                call.times, call.at_times = walked.inside.data_ptr(), given.data_ptr()
+            self._enter(problem, room, chunk.piece, ends[chunk.piece][0], ends[chunk.piece][1:])
             call.ts, call.hs, call.xs = chunk.grid.data_ptr(), chunk.sizes.data_ptr(), chunk.blocks.data_ptr()
-            call.count = chunk.count
+            call.first, call.count = chunk.first, chunk.count
             code.walk(call)
-            more = [part.clone() for part in parts] if len(walked.chunks) > 1 else parts
-            totals = more if steps == 0 else [t + m for t, m in zip(totals, more, strict=True)]
-            steps += chunk.count
-        room.leave()
-        found = dict(zip(numbers, totals, strict=True))
+            room.leave()
+            for leaf, number in wanted.items():
+                found[leaf] = found[leaf] + parts[number] if leaf in found else parts[number]
+            steps += chunk.count - chunk.first
         self.count_back(problem, steps, bool(cotangents))
-        return a, *field.gradients(found, wanted, leaves)
+        return a, *gradients(found, leaves)
+
+    def _way_back(self, use: Use, leaves: Leaves, x: Tensor) -> _Way:
+        wanted = use.wanted(leaves)
+        numbers = tuple(sorted(set(wanted.values())))
+        return _Way(self._back_code(use.field, x, numbers), wanted, numbers, use.tensors())
 
     def _back_as_a_whole(self, problem: Problem, walked: Walked, leaves: Leaves, *more: Any) -> tuple[Tensor, ...]:
         """The way back over the same steps where the gradient couples the samples."""
@@ -218,6 +266,49 @@ class RowGraphs(Solves):
         return Code.of(source, name, x.dtype)
 
 
+class _Way(NamedTuple):
+    """The way back over a piece of depth.
+
+    Attributes:
+        code: that walks it; None where the gradient couples the samples.
+        wanted: for each tensor that a gradient is wanted for its number among the inputs.
+        numbers: the inputs whose gradients the code finds.
+        inputs: of F beside state and time.
+    """
+
+    code: Any
+    wanted: dict[int, int]
+    numbers: tuple[int, ...]
+    inputs: list[Tensor]
+
+
+class _Steps:
+    """A record of steps that is kept, with room for so many.
+
+    Args:
+        x: a state.
+        capacity: steps.
+        shape: of a state in blocks of lanes.
+    """
+
+    def __init__(self, x: Tensor, capacity: int, shape: tuple[int, ...]):
+        self.ts, self.hs = (torch.empty(capacity + 1, dtype=torch.float64) for _ in range(2))
+        self.xs = x.new_empty(capacity, *shape)
+
+    def show(self, call: Walk) -> None:
+        """Tell C++ where it lies."""
+        call.ts, call.hs, call.xs = self.ts.data_ptr(), self.hs.data_ptr(), self.xs.data_ptr()
+
+    def sizes(self, first: int, last: int) -> list[float]:
+        """The sizes of some of them."""
+        return self.hs[first:last].tolist()
+
+    def chunk(self, first: int, last: int, end: float, shape: torch.Size, piece: int) -> BlockChunk:
+        """Some of them, the last of which ends at `end`."""
+        self.ts[last] = end
+        return BlockChunk(self.ts, self.hs, self.xs, last, shape, first, piece)
+
+
 class BlockChunk(Chunk):
     """A part of the accepted grid whose states lie in blocks of lanes.
 
@@ -225,12 +316,17 @@ class BlockChunk(Chunk):
         grid: ends of the steps.
         sizes: of the steps, signed.
         blocks: states at their starts, (steps, blocks, elements, lanes).
-        count: number of steps.
+        count: how many steps there are.
         shape: of a state.
+        first: the first of them that belongs to this part.
+        piece: of depth, on which they lie.
     """
 
-    def __init__(self, grid: Tensor, sizes: Tensor, blocks: Tensor, count: int, shape: torch.Size):
+    def __init__(
+        self, grid: Tensor, sizes: Tensor, blocks: Tensor, count: int, shape: torch.Size, first: int, piece: int
+    ):
         self.grid, self.sizes, self.blocks, self.count, self.shape = grid, sizes, blocks, count, shape
+        self.first, self.piece = first, piece
 
     @property
     def states(self) -> Tensor:  # type: ignore[override]

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,11 +22,13 @@ FLAGS = (
     "-Wno-ignored-attributes", "-Wno-unknown-pragmas",
 )  # fmt: skip
 
-SETTINGS = ("t1", "sign", "rtol", "atol", "h_min", "h_max", "resolution", "max_steps")
+SETTINGS = ("sign", "rtol", "atol", "h_min", "h_max", "resolution", "max_steps")
+PIECE = ("begin", "t1", "begin_shown", "t1_shown")
 PROGRESS = ("n", "t", "h", "e1", "e2", "tries", "forced", "bad")
-COUNTS = ("batch", "threads", "capacity", "keep", "fresh", "count", "outputs")
+COUNTS = ("batch", "threads", "capacity", "keep", "fresh", "first", "count", "outputs")
+NOT_SHOWN: Mapping[float, float] = {}
 KEPT = 2**16  # numbers that a walk may work in and keep
-PLACES = ("inputs", "x0", "x1", "ts", "hs", "xs", "times", "at_times", "work", "gradients")
+PLACES = ("inputs", "landing", "x0", "x1", "ts", "hs", "xs", "times", "at_times", "work", "gradients")
 
 
 def library(source: str) -> ctypes.CDLL:
@@ -63,6 +65,7 @@ class Walk(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_double) for name in SETTINGS),
+        *((name, ctypes.c_double) for name in PIECE),
         *((name, ctypes.c_double) for name in PROGRESS),
         *((name, ctypes.c_int64) for name in COUNTS),
         *((name, ctypes.c_void_p) for name in PLACES),
@@ -115,8 +118,10 @@ class Room:
         self.call = Walk(batch=x.shape[0], threads=threads)
         self.told: tuple[Any, ...] = ()
         self._work = x.new_empty(code.work_size(x.shape[0], threads))
-        self._places, self._steps = (ctypes.c_void_p * max(1, inputs))(), (ctypes.c_double * 0)()
+        self._places, self._steps = (ctypes.c_void_p * max(1, inputs))(), None
         self.call.inputs, self.call.work = ctypes.addressof(self._places), self._work.data_ptr()
+        self._end = ctypes.addressof(self.call) + Walk.t1.offset
+        self._landings: Any = None
 
     @classmethod
     def take(cls, code: Code, x: Tensor, threads: int, inputs: Sequence[Tensor]) -> Room:
@@ -127,26 +132,70 @@ class Room:
             room = None
         if room is None or room.of != (x.shape[0], threads):
             room = cls(code, x, threads, len(inputs))
-        for place, tensor in enumerate(inputs):
-            room._places[place] = tensor.data_ptr()
+        room.show(inputs)
         return room
+
+    def show(self, inputs: Sequence[Tensor]) -> None:
+        """Say what F uses now."""
+        places = self._places
+        for place, tensor in enumerate(inputs):
+            places[place] = tensor.data_ptr()
+
+    def follow(self, other: Room) -> None:
+        """Go on with what another room has begun."""
+        inputs, work = self.call.inputs, self.call.work
+        ctypes.pointer(self.call)[0] = other.call
+        self.call.inputs, self.call.work, self.told = inputs, work, ()
+
+    def enter(
+        self, start: float, end: float, shown: Mapping[float, float] = NOT_SHOWN, stops: Sequence[float] = ()
+    ) -> None:
+        """Walk over a piece of depth now.
+
+        Args:
+            start: where it begins.
+            end: where it ends.
+            shown: the times that F is shown at ends where it jumps.
+            stops: times before the end at which a step has to end.
+        """
+        call = self.call
+        call.begin, call.t1, call.fresh = start, end, 1
+        call.begin_shown, call.t1_shown = shown.get(start, start), shown.get(end, end)
+        call.landing = self._end
+        if stops:
+            self._landings = (ctypes.c_double * (len(stops) + 1))(*stops, end)
+            call.landing = ctypes.addressof(self._landings)
 
     def leave(self) -> None:
         """Let the next walk have it, if it is small."""
         if self._work.numel() <= KEPT:
             self.code.rooms.append(self)
 
-    def steps(self, capacity: int) -> tuple[int, int]:
-        """Where the starts and the sizes of so many steps are to be noted."""
-        if len(self._steps) != 2 * capacity:
-            self._steps = (ctypes.c_double * (2 * capacity))()
-        start = ctypes.addressof(self._steps)
-        return start, start + 8 * capacity
+    def steps(self, capacity: int) -> Steps:
+        """Where the starts and the sizes of so many steps are noted, to which nobody looks back."""
+        if self._steps is None or self._steps.capacity != capacity:
+            self._steps = Steps(capacity)
+        return self._steps
 
-    def sizes(self, count: int) -> list[float]:
-        """The sizes of the first steps noted there."""
-        half = len(self._steps) // 2
-        return self._steps[half : half + count]
+
+class Steps:
+    """Starts and sizes of steps.
+
+    Args:
+        capacity: how many there may be.
+    """
+
+    def __init__(self, capacity: int):
+        self.capacity, self._numbers = capacity, (ctypes.c_double * (2 * capacity))()
+
+    def show(self, call: Walk) -> None:
+        """Tell C++ where they lie."""
+        call.ts = start = ctypes.addressof(self._numbers)
+        call.hs = start + 8 * self.capacity
+
+    def sizes(self, first: int, last: int) -> list[float]:
+        """The sizes of some of them."""
+        return self._numbers[self.capacity + first : self.capacity + last]
 
 
 def pointers(tensors: Sequence[Tensor]) -> Any:

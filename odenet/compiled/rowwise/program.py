@@ -128,7 +128,7 @@ class Program:
             if value.truth and dtype == self.dtype:
                 return self.pointwise(node, Pointwise("T({0})"), [value])
             return value
-        if target in RESHAPE:
+        if target in RESHAPE or (target is aten.as_strided.default and _laid_out_anew(node)):
             return self._reshaped(self._of(args[0]), sizes)
         if (view := self._view(target, args, sizes)) is not None:
             return view
@@ -360,6 +360,14 @@ class Program:
         if sizes.count(None) > 1:
             raise NotRowwiseError("it compares samples with each other")
         return tuple(sizes)
+
+
+def _laid_out_anew(node: Node) -> bool:
+    """Whether a view with given strides is the same elements one after the other, with other sizes."""
+    of: Any = node.args[0]
+    whole, view = of.meta["val"], node.meta["val"]
+    starts = whole.storage_offset() == view.storage_offset()
+    return starts and whole.is_contiguous() and view.is_contiguous() and whole.numel() == view.numel()
 
 
 def loops(ranges: Sequence[tuple[str, int]]) -> list[str]:

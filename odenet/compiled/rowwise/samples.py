@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from odenet.compiled.per_sample.walk import SampleGraphs
 from odenet.compiled.record import LARGEST_RECORD, Solves
-from odenet.compiled.rowwise.field import Field, any_batch, called, captured
+from odenet.compiled.rowwise.field import Field, any_batch, called, captured, gradients
 from odenet.compiled.rowwise.library import library, pointers
 from odenet.compiled.rowwise.sample_record import (
     ACCEPTED,
@@ -74,7 +74,7 @@ class SampleRows(Solves):
         if rows not in self._graphs:
             self._graphs[rows] = torch.compile(own(called), fullgraph=True, backend=partial(self._capture, rows))
         with torch.no_grad():
-            self._graphs[rows](problem.weights.piece(0), any_batch(t.to(x.dtype)), any_batch(x), args)
+            self._graphs[rows](problem.functions[0], any_batch(t.to(x.dtype)), any_batch(x), args)
         if isinstance(self._found, Field):
             return self._found
         raise self._found or NotRowwiseError("there is no graph of it")
@@ -132,7 +132,7 @@ class SampleRows(Solves):
         scheme, moving = problem.scheme, len(order)
         blocks = moving // lanes_of(problem.x0.dtype)
         threads = max(1, min(torch.get_num_threads(), blocks // WORTH_A_THREAD))
-        given = field.tensors()
+        given = field.use.tensors()
         places = pointers(given)
         work = problem.x0.new_empty(code[1](threads))
         rtol, atol = scheme.tolerances if scheme.adaptive else (0.0, 0.0)
@@ -163,7 +163,7 @@ class SampleRows(Solves):
     ) -> tuple[Tensor, ...]:
         """As `SampleGraphs.back`."""
         field = self.field(problem)
-        wanted = field.wanted(leaves)
+        wanted = field.use.wanted(leaves)
         numbers = sorted(set(wanted.values()))
         code = self._back_code(field, tuple(numbers))
         if code is None:
@@ -188,7 +188,7 @@ class SampleRows(Solves):
         call.gradients = addressof(places)
         code[0](call)
         count_back(problem, self.tableau, accepted, record, inner.bool())
-        return a, *field.gradients(found, wanted, leaves)
+        return a, *gradients({i: found[number] for i, number in wanted.items()}, leaves)
 
     def _back_code(self, field: Field, wanted: tuple[int, ...]) -> tuple[Any, Any] | None:
         if wanted not in field.backs:

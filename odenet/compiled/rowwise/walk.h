@@ -2,10 +2,12 @@
 // from one decision about a step to the next. D: elements of a sample; S, USED, A, B, C, E, E2, DENSE: the method;
 // prepare, forward, backward, finish: F. What the steps do is what odenet.solvers.loop does.
 struct Walk {
-  double t1, sign, rtol, atol, h_min, h_max, resolution, max_steps;
+  double sign, rtol, atol, h_min, h_max, resolution, max_steps;
+  double begin, t1, begin_shown, t1_shown;  // the piece of depth, and the times that F is shown at its ends
   double n, t, h, e1, e2, tries, forced, bad;
-  int64_t batch, threads, capacity, keep, fresh, count, outputs;
+  int64_t batch, threads, capacity, keep, fresh, first, count, outputs;
   const T* const* inputs;
+  const double* landing;  // the next time at which a step has to end; the last one is t1
   const T *x0;
   T *x1;
   double *ts, *hs;
@@ -53,7 +55,10 @@ static inline void field(const T* const* inputs, const T* s, double t, const T* 
   for (long r = 0; r < R; r++) time[r] = T(t);
   forward(inputs, s, time, x, w, k);
 }
-static inline double time_of(long i, double t, double t_next, double h) { return C[i] == 1 ? t_next : t + C[i] * h; }
+static inline double shown(const Walk* c, double t) { return t == c->begin ? c->begin_shown : t == c->t1 ? c->t1_shown : t; }
+static inline double time_of(const Walk* c, long i, double t, double t_next, double h) {
+  return shown(c, i == 0 ? t : C[i] == 1 ? t_next : t + C[i] * h);
+}
 
 // y = (x) + h sum_j weights[j] k_j over the first n stages
 static inline void combine(const T* x, T h, const double* weights, long n, const T* k, T* y) {
@@ -70,11 +75,11 @@ static inline void combine(const T* x, T h, const double* weights, long n, const
   }
 }
 template <long N>
-static inline void stages(const T* const* inputs, const T* s, double t, double t_next, double h, const T* x, T* y, T* w, T* k) {
+static inline void stages(const Walk* c, const T* const* inputs, const T* s, double t, double t_next, double h, const T* x, T* y, T* w, T* k) {
 #pragma GCC unroll 16
   for (long i = 1; i < N; i++) {
     combine(x, T(h), A[i], i, k, y);
-    field(inputs, s, time_of(i, t, t_next, h), y, w, k + i * BLOCK);
+    field(inputs, s, time_of(c, i, t, t_next, h), y, w, k + i * BLOCK);
   }
 }
 static inline double squares(const T* e, const Walk* c, long block) {
@@ -118,11 +123,11 @@ extern "C" void walk_fixed(Walk* c) {
   each_block(c, [&](long b, long thread) {
     T *x = m.x + b * BLOCK, *k = m.k + b * S * BLOCK, *y = m.y + thread * BLOCK, *w = m.own(thread);
     load(c->x0, D, c, b, x, true);
-    for (long n = 0; n < c->count; n++) {
+    for (long n = c->first; n < c->count; n++) {
       const double t = c->ts[n], t_next = c->ts[n + 1], h = c->hs[n];
       if (c->keep) std::memcpy(c->xs + (n * blocks + b) * BLOCK, x, BLOCK * sizeof(T));
-      field(m.inputs.of(b), m.s, t, x, w, k);
-      stages<USED>(m.inputs.of(b), m.s, t, t_next, h, x, y, w, k);
+      field(m.inputs.of(b), m.s, shown(c, t), x, w, k);
+      stages<USED>(c, m.inputs.of(b), m.s, t, t_next, h, x, y, w, k);
       combine(x, T(h), B, USED, k, x);
     }
     store(x, D, c, b, c->x1);
@@ -161,7 +166,7 @@ static double first_size(const Walk* c, const Areas& m, double numel) {
     const T *x = m.x + b * BLOCK, *k = m.k + b * S * BLOCK;
     T *y = m.y + thread * BLOCK, *slope = m.next_x + b * BLOCK;
     for (long i = 0; i < BLOCK; i++) y[i] = x[i] + k[i] * T(signed_h);
-    field(m.inputs.of(b), m.s, probe, y, m.own(thread), slope);
+    field(m.inputs.of(b), m.s, shown(c, probe), y, m.own(thread), slope);
     d2[b] = weighted(x, slope, k, b);
   });
   const double change = total(d2) / h0, largest = std::max(e, change);
@@ -196,7 +201,7 @@ extern "C" void walk_adaptive(Walk* c) {
     each_block(c, [&](long b, long thread) {
       T *x = m.x + b * BLOCK, *k = m.k + b * S * BLOCK;
       load(c->x0, D, c, b, x, true);
-      field(m.inputs.of(b), m.s, c->t, x, m.own(thread), k);
+      field(m.inputs.of(b), m.s, shown(c, c->t), x, m.own(thread), k);
       fine[b] = squares(x, c, b) + squares(k, c, b);
     });
     for (double part : fine)
@@ -204,18 +209,18 @@ extern "C" void walk_adaptive(Walk* c) {
     if (!(c->h > 0)) c->h = first_size(c, m, numel);
   }
   while (c->t != c->t1 && c->n < c->capacity && c->bad <= RETRIES && c->tries < c->max_steps) {
-    const double t = c->t, left = std::fabs(c->t1 - t), h = std::min(std::max(c->h, c->h_min), c->h_max);
+    const double t = c->t, end = *c->landing, left = std::fabs(end - t), h = std::min(std::max(c->h, c->h_min), c->h_max);
     if (!(std::min(h, left) > c->resolution)) break;
     const bool lands = h >= left || (h * STRETCH >= left && left <= c->h_max + c->resolution);
-    const double t_next = lands ? c->t1 : t + c->sign * h, size = t_next - t;
+    const double t_next = lands ? end : t + c->sign * h, size = t_next - t;
     each_block(c, [&](long b, long thread) {
       T *x = m.x + b * BLOCK, *to = m.next_x + b * BLOCK, *k = m.k + b * S * BLOCK, *y = m.y + thread * BLOCK;
       if (FSAL) {
-        stages<S - 1>(m.inputs.of(b), m.s, t, t_next, size, x, y, m.own(thread), k);
+        stages<S - 1>(c, m.inputs.of(b), m.s, t, t_next, size, x, y, m.own(thread), k);
         combine(x, T(size), A[S - 1], S - 1, k, to);
-        field(m.inputs.of(b), m.s, t_next, to, m.own(thread), k + (S - 1) * BLOCK);
+        field(m.inputs.of(b), m.s, shown(c, t_next), to, m.own(thread), k + (S - 1) * BLOCK);
       } else {
-        stages<S>(m.inputs.of(b), m.s, t, t_next, size, x, y, m.own(thread), k);
+        stages<S>(c, m.inputs.of(b), m.s, t, t_next, size, x, y, m.own(thread), k);
         combine(x, T(size), B, S, k, to);
       }
       auto estimate = [&](const double* weights) {
@@ -255,6 +260,7 @@ extern "C" void walk_adaptive(Walk* c) {
     });
     c->h = lands ? std::max(h, grown) : grown;
     c->e2 = c->e1, c->e1 = std::max(error, LEAST_ERROR);
+    if (t_next == end && end != c->t1) c->landing++;
     c->t = t_next, c->n += 1, c->forced += error > 1;
   }
   each_block(c, [&](long b, long) { store(m.x + b * BLOCK, D, c, b, c->x1); });
@@ -284,7 +290,7 @@ extern "C" void walk_back(Walk* c) {
     for (long block = first; block < last; block++) {
       const T* const* given = inputs.of(block);
       load(c->x1, D, c, block, a, false);
-      for (long n = c->count - 1; n >= 0; n--) {
+      for (long n = c->count - 1; n >= c->first; n--) {
         const double t = c->ts[n], t_next = c->ts[n + 1], h = c->hs[n];
         const T* x = c->xs + (n * blocks + block) * BLOCK;
         std::vector<long> inside;
@@ -299,10 +305,10 @@ extern "C" void walk_back(Walk* c) {
         }
         const long used = inside.empty() ? USED : S;
         std::memcpy(ys, x, BLOCK * sizeof(T));
-        field(given, s, t, ys, w, k);
+        field(given, s, shown(c, t), ys, w, k);
         for (long i = 1; i < used; i++) {
           combine(x, T(h), A[i], i, k, ys + i * BLOCK);
-          field(given, s, time_of(i, t, t_next, h), ys + i * BLOCK, w + i * KEPT, k + i * BLOCK);
+          field(given, s, time_of(c, i, t, t_next, h), ys + i * BLOCK, w + i * KEPT, k + i * BLOCK);
         }
         // k now takes the cotangents of the stages
         for (long i = 0; i < used; i++)
@@ -317,7 +323,7 @@ extern "C" void walk_back(Walk* c) {
         }
         for (long i = used - 1; i >= 0; i--) {
           alignas(64) T time[R];
-          for (long r = 0; r < R; r++) time[r] = T(i == 0 ? t : time_of(i, t, t_next, h));
+          for (long r = 0; r < R; r++) time[r] = T(time_of(c, i, t, t_next, h));
           std::memcpy(cot, k + i * BLOCK, BLOCK * sizeof(T));
           for (long j = i + 1; j < used; j++)
             if (A[j][i] != 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -138,6 +138,12 @@ class SampleProblem:
         behind = (table.end[samples] * sign[:, None] <= (t * sign)[:, None]).sum(1)
         rest.segments = self.segments.index_copy(0, samples, behind)
         return rest
+
+    @cached_property
+    def functions(self) -> list[Callable[..., Tensor]]:
+        """F on every piece of weights."""
+        interval = float(self.t0[0]), float(self.t1[0])  # one for all, if they vary over it
+        return [self.weights.piece(index, *interval) for index in range(self.weights.pieces)]
 
     @cached_property
     def stepper(self) -> Stepper:
