@@ -102,7 +102,18 @@ class Driven(nn.Module):
         return torch.tanh(self.inner(x) + shared) * rate - x + t * torch.einsum("bij,bj->bi", drive, x).sin()
 
 
-@pytest.mark.parametrize("F", [Swirl, Written, Normed, Hyper, Attending])
+class Grouped(nn.Module):
+    """Two layers as the library's MLP has them where nothing is said of its norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = MLP(3, width=8).double()
+
+    def forward(self, t, x):
+        return self.inner(t, x)
+
+
+@pytest.mark.parametrize("F", [Swirl, Written, Normed, Hyper, Attending, Grouped])
 def test_states_gradients_and_counts_are_the_eager_ones(F, x):
     torch.manual_seed(1)
     if F is Attending:
