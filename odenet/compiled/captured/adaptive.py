@@ -17,7 +17,7 @@ F64 = torch.float64
 FIRST_LOOK = 8
 
 
-@dataclass
+@dataclass(kw_only=True)
 class HostChunk(Chunk):
     """A part of the accepted grid, which the host knows.
 
@@ -33,7 +33,7 @@ class HostChunk(Chunk):
     def of(cls, ends: list[float], lengths: list[float], states: Tensor) -> HostChunk:
         """The grid with the states at the starts of its steps."""
         grid, sizes = (torch.tensor(numbers, dtype=F64, device="cpu") for numbers in (ends, lengths))
-        return cls(grid, sizes, states, len(lengths), ends, lengths)
+        return cls(grid, sizes, states, len(lengths), ends=ends, lengths=lengths)
 
 
 class AdaptiveWalk:

@@ -18,7 +18,7 @@ from odenet.compiled.captured.identity import Identity, layout
 from odenet.compiled.captured.pullback import WayBack
 from odenet.compiled.captured.replay import NotCapturedError
 from odenet.compiled.record import LARGEST_RECORD, Solves, Walked, answers, inside
-from odenet.compiled.scope import Leaves
+from odenet.compiled.scope import Leaves, check_modules
 from odenet.solvers.problem import Problem
 
 MOST_CAPTURES, MOST_FORGOTTEN = 4, 16
@@ -63,6 +63,7 @@ class CapturedGraphs(Solves):
             problem: what to solve.
             keep: whether the states at the starts of the steps are wanted.
         """
+        check_modules(problem, keep)
         autocast = Autocast.now(problem.x0.device)
         if autocast.enabled:
             problem.field  # noqa: B018 that remembers the autocast for whoever walks the steps again

@@ -40,7 +40,8 @@ class WayBack:
     """
 
     def __init__(self, field: Field, arithmetic: Arithmetic, x0: Tensor, leaves: Leaves):
-        self.field, self.arithmetic, self.names, self.places = field, arithmetic, leaves.names, leaves.places
+        self.field, self.arithmetic, self.places = field, arithmetic, leaves.places
+        self.names = tuple(leaves.names_in(field.F))
         self.tableau = arithmetic.tableau
         self.parameters = [tensor.detach() for tensor in leaves.tensors[: len(leaves.names)]]  # the same memory
         with torch.inference_mode(False):
