@@ -122,6 +122,7 @@ class Room:
         self.call.inputs, self.call.work = ctypes.addressof(self._places), self._work.data_ptr()
         self._end = ctypes.addressof(self.call) + Walk.t1.offset
         self._landings: Any = None
+        self._held: Sequence[Tensor] = ()
 
     @classmethod
     def take(cls, code: Code, x: Tensor, threads: int, inputs: Sequence[Tensor]) -> Room:
@@ -136,8 +137,8 @@ class Room:
         return room
 
     def show(self, inputs: Sequence[Tensor]) -> None:
-        """Say what F uses now."""
-        places = self._places
+        """Say what F uses now, and hold it until the room is left."""
+        places, self._held = self._places, inputs
         for place, tensor in enumerate(inputs):
             places[place] = tensor.data_ptr()
 
@@ -168,6 +169,7 @@ class Room:
 
     def leave(self) -> None:
         """Let the next walk have it, if it is small."""
+        self._held = ()
         if self._work.numel() <= KEPT:
             self.code.rooms.append(self)
 
