@@ -83,6 +83,7 @@ DIFFRAX = {
     "dopri5": ("Dopri5", 6),
     "tsit5": ("Tsit5", 6),
     "dopri8": ("Dopri8", 13),
+    "implicit_euler": ("ImplicitEuler", 2),
     "kvaerno3": ("Kvaerno3", 3),
     "kvaerno4": ("Kvaerno4", 4),
     "kvaerno5": ("Kvaerno5", 6),

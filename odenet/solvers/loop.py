@@ -217,7 +217,7 @@ def _adaptive(problem: Problem, stepper: Stepper) -> Walk:
             control.check_start(t, x, first)
         if h is None:
             field.consistency.mark()
-            h = first_step(f, x, first, (t, stops[-1]), order, rtol, atol, norm)
+            h = first_step(f, x, first, (t, stops[-1]), stepper.first_order or order, rtol, atol, norm)
             field.consistency.undo()
         for end in stops:
             while t != end:

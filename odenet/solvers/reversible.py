@@ -1,4 +1,10 @@
-"""Algebraically reversible methods of second order: the step can be undone exactly, up to rounding."""
+"""Algebraically reversible methods of second order: the step can be undone exactly, up to rounding.
+
+What is carried beside the state may be off by (-1)^n c, which nothing damps: the estimate of the error sees it, and so do
+the steps. It starts with the square of the first step and is renewed where steps change abruptly. So the first step is
+small, of Hairer's rule with the order 1 of Euler's method, of which the estimate is the error; and h changes by half of
+what would do (`I_half`).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +33,8 @@ class AsynchronousLeapfrog(Stepper):
         Mutze 2013, An asynchronous leapfrog method; Zhuang et al. 2021, MALI.
     """
 
-    name, order, error_order = "alf", 2, 2
+    name, order, error_order, first_order = "alf", 2, 2, 1
+    controller = "I_half"
     per_sample = True
     reference = "Mutze 2013; Zhuang et al. 2021 (asynchronous leapfrog)"
     weakness = PARASITE.format(steps="alf", instead="use another solver with gradient='checkpoint'")
@@ -75,7 +82,8 @@ class ReversibleHeun(Stepper):
         Kidger et al. 2021, Efficient and Accurate Gradients for Neural SDEs.
     """
 
-    name, order, error_order = "reversible_heun", 2, 2
+    name, order, error_order, first_order = "reversible_heun", 2, 2, 1
+    controller = "I_half"
     per_sample = True
     reference = "Kidger et al. 2021"
     weakness = PARASITE.format(steps="reversible_heun", instead="use another solver with gradient='checkpoint'")

@@ -123,6 +123,7 @@ class Stepper:
             (`Spans.before`).
         controller: how its adaptive steps are picked where nothing is said of it, a name of `controllers`.
         weakness: what may be to blame where its steps gave NaN or infinity, and what to do.
+        first_order: order in the rule for the first adaptive step; None for `error_order`.
     """
 
     name: str
@@ -137,6 +138,7 @@ class Stepper:
     looks_back: int = 0
     controller: str = "PI6020"
     weakness: str = ""
+    first_order: int | None = None
 
     @property
     def adaptive(self) -> bool:

@@ -51,7 +51,8 @@ class AdaptiveWalk(Walk):
             self._give_up(bad, lambda row: NonFiniteFunctionError(what, **self._numbers(row)))
         if self.scheme.first_step is None and len(self.samples):
             end = self.table.piece_end[self.samples, self.segment]
-            self.h = first_steps(self.f, self.t, end, self.x, self.first, self.order, self.rtol, self.atol, self.norm)
+            order = self.stepper.first_order or self.order
+            self.h = first_steps(self.f, self.t, end, self.x, self.first, order, self.rtol, self.atol, self.norm)
         if self.watcher is not None:
             self.watcher.begin(self.f, self.t, self.x, self.outputs.batch)
 
