@@ -71,7 +71,7 @@ class Problem:
             raise InputError(f"the state must be a tensor, got {type(x0).__name__}")
         if x0.dtype.itemsize < 4 and torch.is_autocast_enabled(x0.device.type):
             x0 = x0.float()
-        scheme.check_dtype(x0.dtype)
+        scheme.check_dtype(x0.dtype, x0.device.type)
         if scheme.adaptive and any(level.key() == TransformType.Vmap for level in transforms()):
             raise InputError(
                 "under torch.func.vmap an adaptive solver cannot look at its error; give a fixed-step solver steps=N, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -153,8 +154,15 @@ class Scheme:
         """This scheme with some values changed; checked again."""
         return replace(self, **changes)
 
-    def check_dtype(self, dtype: torch.dtype) -> None:
-        """Raise `InputError` if the state's dtype is not one of numbers, or cannot resolve the relative tolerance."""
+    def check_dtype(self, dtype: torch.dtype, device: str) -> None:
+        """Raise `InputError` if the state's dtype is not one of numbers, or cannot resolve the relative tolerance.
+
+        Warns if F cannot, where it runs in lower precision than the state.
+
+        Args:
+            dtype: of the state.
+            device: type of the state's device.
+        """
         if not (dtype.is_floating_point or dtype.is_complex):
             raise InputError(f"the state must be of a floating-point or complex dtype, got {dtype}; use x.float()")
         if not self.adaptive:
@@ -167,6 +175,14 @@ class Scheme:
                 f"rtol={rtol:g} is below what {dtype} resolves ({torch.finfo(dtype).eps:.2g}); "
                 "raise rtol or use torch.float64"
             )
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            low = torch.get_autocast_dtype(device)
+            if rtol < torch.finfo(low).eps:
+                warnings.warn(
+                    f"rtol={rtol:g} is below what F resolves in {low} under torch.autocast ({torch.finfo(low).eps:.2g}): "
+                    "smaller steps cannot make the error smaller than that; raise rtol, or evaluate F in the state's dtype",
+                    stacklevel=2,
+                )
 
     def __str__(self) -> str:
         if self._by is not None:

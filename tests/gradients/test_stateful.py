@@ -244,3 +244,25 @@ def test_under_autocast_the_state_stays_float32_and_the_gradient_is_that_of_back
     assert set(dtypes) == {torch.bfloat16}
     assert all(g.dtype == torch.float32 and g.abs().max() > 0 for g in got)
     close(got, expected, rtol=0.02)  # bf16 gradients are accumulated in another order
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_a_tolerance_that_F_cannot_resolve_under_autocast_is_a_warning(per_sample, recwarn):
+    """Below it the error stays where it is, and takes more evaluations."""
+    torch.manual_seed(0)
+    F, x = odenet.residual.MLP(16).eval(), torch.randn(32, 16)
+
+    def last(tolerance, F=F, x=x):
+        given = {"rtol": tolerance, "atol": tolerance, "per_sample": per_sample}
+        solution = odenet.solve(F, x, (0.0, 1.0), **given)
+        return solution.last.double(), int(solution.stats.nfe)
+
+    with torch.no_grad():
+        fine, _ = last(1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            loose, few = last(1e-2)
+            assert not recwarn.list
+            with pytest.warns(UserWarning, match=r"rtol=1e-05 is below what F resolves in torch.bfloat16.*\(0.0078\)"):
+                tight, many = last(1e-5)
+    errors = [float((y - fine).abs().max()) for y in (loose, tight)]
+    assert few < many and min(errors) > 1e-3 and max(errors) < 1e-2

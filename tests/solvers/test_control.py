@@ -5,12 +5,18 @@ from itertools import pairwise
 
 import pytest
 import torch
+from scipy.integrate._ivp.common import select_initial_step
 from torch import nn
 
 import odenet
+from odenet.depth import weights_over_depth
 from odenet.errors import InputError, SolveError
 from odenet.solvers import Controller, controllers, solvers
-from odenet.solvers.scheme import DEFAULT_CONTROLLER
+from odenet.solvers.control import first_step, rms, scale
+from odenet.solvers.loop import integrate
+from odenet.solvers.per_sample.control import first_steps, rms_each
+from odenet.solvers.problem import Problem
+from odenet.solvers.scheme import DEFAULT_CONTROLLER, Scheme
 from tests.oracles import PROBLEMS, Counted
 from tests.oracles.detest import DETEST, reference
 
@@ -45,6 +51,45 @@ def test_a_controllers_formula():
     assert controller.retry(1e9, 5) == 0.1
     assert controller.retry(2.0, 5) == pytest.approx(0.8 * 2 ** (-1 / 5))
     assert controller.retry(1.0 + 1e-12, 1) <= 1
+
+
+@pytest.mark.parametrize("interval", [(0.2, 3.0), (1.0, -0.5), (0.2, 0.2001)], ids=str)
+@pytest.mark.parametrize("order", [1, 2, 5, 8])
+def test_the_first_step_is_scipys(order, interval):
+    """Hairer's rule, for a state and for each of several."""
+    t0, t1 = interval
+    x0 = torch.tensor([[0.7, -1.3], [200.0, 0.01]], dtype=torch.float64)
+
+    def evaluate(t, x):
+        t = torch.as_tensor(t, dtype=torch.float64)
+        return torch.stack([x[..., 1], torch.cos(2 * t) - x[..., 0].sin()], -1)
+
+    slope = lambda t, y: evaluate(t, torch.as_tensor(y)).numpy()  # noqa: E731
+    expected = [
+        select_initial_step(slope, t0, y, t1, math.inf, slope(t0, y), math.copysign(1, t1 - t0), order, 1e-5, 1e-6)
+        for y in x0.numpy()
+    ]
+    for x, h in zip(x0, expected, strict=True):
+        assert first_step(evaluate, x, evaluate(t0, x), interval, order, 1e-5, 1e-6) == pytest.approx(h, rel=1e-12)
+    starts, ends = (torch.full((2,), t, dtype=torch.float64) for t in interval)
+    each = first_steps(evaluate, starts, ends, x0, evaluate(starts, x0), order, 1e-5, 1e-6, rms_each)
+    torch.testing.assert_close(each, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("solver", ADAPTIVE)
+def test_no_step_is_accepted_whose_error_is_above_the_tolerance(solver):
+    """However little smaller the next one would be."""
+    problem, seen = PROBLEMS[7], []
+    tolerance = 1e-7 if solvers[solver].order > 5 else 1e-4
+    scheme = Scheme(solver=solver, rtol=tolerance, atol=tolerance)
+    walk = Problem(weights_over_depth(problem.F, "tied", None), problem.x0, problem.interval, scheme)
+    with torch.no_grad():
+        integrate(walk, seen.append)
+    stepper = walk.stepper
+    for trial in seen:
+        weight = scale(trial.x, tolerance, tolerance, trial.x_next)
+        assert float(stepper.error_ratio(trial.error, weight, rms)) <= 1
+    assert len(seen) == walk.stats.accepted > 5 and walk.stats.forced == 0
 
 
 def test_a_controllers_settings_govern_the_steps():

@@ -77,7 +77,7 @@ class SampleProblem:
             raise InputError("per_sample=True needs a state with the batch first, (batch, ...), got a 0-d tensor")
         if x0.dtype.itemsize < 4 and torch.is_autocast_enabled(x0.device.type):
             x0 = x0.float()
-        scheme.check_dtype(x0.dtype)
+        scheme.check_dtype(x0.dtype, x0.device.type)
         if x0.dtype.itemsize < 4:
             raise InputError(
                 f"per_sample=True needs a state of at least 32 bits, got {x0.dtype}; F may run in low precision under "
