@@ -145,8 +145,9 @@ class ImplicitRungeKutta(Stepper):
     ) -> tuple[Solved, Equations]:
         """The stages of a group, from those before them.
 
-        The search begins where the former step's polynomial goes, or at the slope before; where that leads an adaptive
-        method nowhere that does not damp, at the state in which the step begins: its slopes alternate where F is stiff.
+        The search begins where the former step's polynomial goes, or that through the stages before; where that leads
+        an adaptive method nowhere that does not damp, at the state in which the step begins: its slopes alternate where
+        F is stiff.
         """
         tableau = self.tableau
         base = combine(x, span.h, tableau.a[group[0]][: len(k)], k)
@@ -159,7 +160,9 @@ class ImplicitRungeKutta(Stepper):
                 return solved, equations
             linear.forget()
         with torch.no_grad():
-            before = k[-1] if k else torch.zeros_like(x) if first is None else first
+            before = torch.zeros_like(x) if first is None else first
+            if k:
+                before = combine(None, 1.0, tableau.guesses[group[0]], k)
             guess = torch.stack([before.detach()] * len(group))
         solved = newton(equations, guess, linear, self._precision)
         if solved.converged or not (adaptive and self._rings and math.isfinite(solved.residual)):

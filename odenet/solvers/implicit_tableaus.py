@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from math import sqrt
+from functools import cached_property, lru_cache
+from math import prod, sqrt
 
 import numpy as np
 
 from odenet.registry import Registry
+
+GUESSED_FROM = 3  # stages: more make some predictions worse
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,22 @@ class ImplicitTableau:
     def used(self) -> int:
         """Number of stages up to the last one that x⁺ depends on; what comes after them is for the error."""
         return max(i for i, b in enumerate(self.b) if b != 0) + 1
+
+    @cached_property
+    def guesses(self) -> tuple[tuple[float, ...], ...]:
+        """Where the search for each stage begins that is solved by itself: weights of the stages before it.
+
+        k_i is about Σ_j k_j ℓ_j(c_i) with Lagrange's ℓ_j on the nodes of the last few stages, one at each c.
+        """
+        rows = []
+        for i, end in enumerate(self.c):
+            last = {c: j for j, c in enumerate(self.c[:i])}
+            nodes = dict(sorted(last.items(), key=lambda node: node[1])[-GUESSED_FROM:])
+            row = [0.0] * i
+            for c, j in nodes.items():
+                row[j] = prod((end - other) / (c - other) for other in nodes if other != c)
+            rows.append(tuple(row))
+        return tuple(rows)
 
     @property
     def dense_rows(self) -> tuple[tuple[float, ...], ...]:

@@ -1,9 +1,9 @@
 """Algebraically reversible methods of second order: the step can be undone exactly, up to rounding.
 
-What is carried beside the state may be off by (-1)^n c, which nothing damps: the estimate of the error sees it, and so do
-the steps. It starts with the square of the first step and is renewed where steps change abruptly. So the first step is
-small, of Hairer's rule with the order 1 of Euler's method, of which the estimate is the error; and h changes by half of
-what would do (`I_half`).
+What is carried beside the state may be off by (-1)^n c, which nothing damps: the estimate of the error sees it, and so
+does the step. It starts with the square of the first step and is renewed where steps change abruptly. So the first
+step is small, by Hairer's rule for the order 1 of Euler's method, whose error the estimate is; and h is changed by the
+square root of the factor that would do (`I_half`).
 """
 
 from __future__ import annotations

@@ -179,8 +179,9 @@ class Scheme:
             low = torch.get_autocast_dtype(device)
             if rtol < torch.finfo(low).eps:
                 warnings.warn(
-                    f"rtol={rtol:g} is below what F resolves in {low} under torch.autocast ({torch.finfo(low).eps:.2g}): "
-                    "smaller steps cannot make the error smaller than that; raise rtol, or evaluate F in the state's dtype",
+                    f"rtol={rtol:g} is below what F resolves in {low} under torch.autocast "
+                    f"({torch.finfo(low).eps:.2g}): smaller steps cannot make the error smaller than that; raise rtol, "
+                    "or evaluate F in the state's dtype",
                     stacklevel=2,
                 )
 

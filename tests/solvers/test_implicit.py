@@ -17,6 +17,7 @@ from odenet.solvers.newton import DENSE
 from odenet.solvers.stepper import Span
 from odenet.solvers.trees import error_order_of, order_of_weights
 from tests.oracles import PROBLEMS, Counted
+from tests.oracles.problems import pendulum
 
 ADAPTIVE = [name for name, tableau in IMPLICIT.items() if tableau.b_error is not None]
 GAUSS = ["implicit_midpoint", "gl4", "gl6"]
@@ -432,3 +433,29 @@ def test_a_step_whose_prediction_leads_astray_begins_again_at_the_slope(name):
     one = odenet.solve(F, real(0.1), (0, 0.01), solver=name, steps=1).last
     other = odenet.solve(F, one, (0.01, 1.0), solver=name, steps=1).last
     torch.testing.assert_close(got, other, rtol=1e-12, atol=0)
+
+
+ONE_BY_ONE = [name for name, tableau in IMPLICIT.items() if not tableau.coupled and tableau.stages > 2]
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_the_search_for_a_stage_begins_on_the_polynomial_through_those_before(name, per_sample, monkeypatch):
+    tableau = IMPLICIT[name]
+    for i in range(1, tableau.stages):
+        row, c = np.array(tableau.guesses[i]), np.array(tableau.c[:i])
+        for power in range(min(i, len(set(tableau.c[:i])), 3)):
+            assert (row * c**power).sum() == pytest.approx(tableau.c[i] ** power, rel=1e-12)
+
+    def solved():
+        x0 = torch.tensor([[1.5, 0.0]], dtype=torch.float64)
+        solution = odenet.solve(
+            pendulum, x0, (0.0, 5.0), solver=name, rtol=1e-6, atol=1e-6, per_sample=per_sample, compile=False
+        )
+        return solution.last, int(solution.stats.nfe)
+
+    last, calls = solved()
+    monkeypatch.setitem(vars(tableau), "guesses", [(0.0,) * (i - 1) + (1.0,) for i in range(tableau.stages)])
+    plain, more = solved()
+    assert calls < 0.97 * more
+    torch.testing.assert_close(last, plain, rtol=0, atol=1e-6)

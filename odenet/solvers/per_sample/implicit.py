@@ -143,7 +143,9 @@ class _Stages:
         a = [tableau.a[i][group[0] : group[-1] + 1] for i in group]
         equations = SampleEquations(self.f, [spans.at(tableau.c[i]) for i in group], base, spans.h, a)
         with torch.no_grad():
-            before = k[-1] if k else torch.zeros_like(x) if self.first is None else self.first
+            before = torch.zeros_like(x) if self.first is None else self.first
+            if k:
+                before = combine(None, 1.0, tableau.guesses[group[0]], k)
             guess = torch.stack([before.detach()] * len(group))
             plain = equations._replace(base=base.detach())
             K, found = newton_rows(plain, guess, self.factors, self.precision, (left == 0).nonzero()[:, 0])

@@ -16,8 +16,9 @@ METHODS = (
         a=((), (1,)),
         b=(1 / 2, 1 / 2),
         b_error=(-1 / 2, 1 / 2),
+        dense=((1, -1 / 2), (0, 1 / 2)),
         controller="I_hold",
-        reference="Heun 1900, with Euler's method embedded",
+        reference="Heun 1900, with Euler's method embedded; dense output by Zennaro 1986",
     ),
     Tableau(
         name="fehlberg2",
