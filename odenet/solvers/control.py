@@ -84,7 +84,7 @@ controllers.add("PI6020", Controller((4 / 5, -1 / 5, 0.0), safety=0.92))  # sett
 controllers.add("PI6020_long", Controller((4 / 5, -1 / 5, 0.0), safety=0.949))  # settles at 0.916, for bosh3
 controllers.add("PI6020_short", Controller((4 / 5, -1 / 5, 0.0), safety=0.57))  # settles at 0.39, for kvaerno5
 controllers.add("I_hold", Controller(least=1.0))  # the peers'; for adaptive_heun
-controllers.add("I_half", Controller((0.5, 0.0, 0.0), safety=0.96))  # settles at 0.92; for alf and reversible_heun
+controllers.add("I_half", Controller((0.5, 0.0, 0.0), safety=0.95))  # settles at 0.90; for alf and reversible_heun
 controllers.add("PI8525", Controller((0.85, -0.25, 0.0), safety=0.87))  # settles at 0.79, for dopri8
 controllers.add("H211PI", Controller((1 / 6, 1 / 6, 0.0)))
 controllers.add("PID", Controller((1 / 18, 1 / 9, 1 / 18)))  # Söderlind's H312PID
