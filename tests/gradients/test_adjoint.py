@@ -233,3 +233,45 @@ def test_a_function_that_differentiates_inside(quadrature):
         F, x0, gradient="adjoint", rtol=1e-9, atol=1e-9, gradient_options={"quadrature": quadrature}
     ).last
     torch.testing.assert_close(torch.autograd.grad(last.square().sum(), F.K), exact, rtol=1e-6, atol=1e-7)
+
+
+def test_the_way_back_starts_anew_from_the_state_at_every_output():
+    """What decays on the way forward grows on the way back, by e² from an output to the one before and by e²⁰ in all."""
+
+    def error(outputs):
+        w = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+
+        def F(t, x):
+            u, v = x
+            return torch.stack([-20 * (u - torch.cos(t)), w * u])
+
+        x0 = torch.tensor([3.0, 0.0], dtype=torch.float64)
+        solution = odenet.solve(F, x0, (0.0, 1.0), ts=outputs, rtol=1e-6, atol=1e-6, gradient="adjoint")
+        (got,) = torch.autograd.grad(solution.ys[-1, 1], w)
+        integral = solution.ys[-1, 1].detach() / w.detach()  # of u: v(1) = w ∫ u
+        return abs(float(got / integral - 1))
+
+    assert error([i / 10 for i in range(1, 11)]) < 1e-5 and error([1.0]) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "per_sample"),
+    [({}, False), ({"norm": "full"}, False), ({"quadrature": True}, False), ({}, True)],
+    ids=["seminorm", "full", "quadrature", "per sample"],
+)
+def test_a_parameter_that_F_does_not_use_has_no_gradient_and_changes_none(options, per_sample):
+    def gradients(unused):
+        torch.manual_seed(0)
+        x, F = torch.randn(4, 3, dtype=torch.float64), nn.Module()
+        F.layer = nn.Linear(3, 3, dtype=torch.float64)
+        F.forward = lambda t, x: F.layer(x).tanh()
+        if unused:
+            F.unused = nn.Parameter(torch.randn(7, 2, dtype=torch.float64))
+        odenet.solve(
+            F, x, rtol=1e-6, atol=1e-6, gradient="adjoint", gradient_options=options, per_sample=per_sample
+        ).last.square().sum().backward()
+        return [p.grad for p in F.parameters()]
+
+    used, with_another = gradients(False), gradients(True)
+    assert None not in used and [g is None for g in with_another].count(True) == 1
+    torch.testing.assert_close([g for g in with_another if g is not None], used, rtol=0, atol=0)
