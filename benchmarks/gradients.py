@@ -1,8 +1,9 @@
 """Memory, time and error of the gradient methods, beside torchdiffeq's; and networks of a thousand layers.
 
-    python -m benchmarks.gradients
+    python -m benchmarks.gradients                  # on the CPU
+    python -m benchmarks.gradients --device cuda    # memory as the allocator says
 
-writes docs/gradients.json (every measurement) and docs/gradients.md (the tables).
+writes docs/gradients.json (every measurement) and docs/gradients.md (the tables); on a GPU docs/gradients_gpu.*.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -49,7 +50,7 @@ def torchdiffeq_ways(F: nn.Module, t1: float, tolerance: float) -> dict[str, Cal
     seminorm = {"adjoint_options": {"norm": "seminorm"}}
 
     def times(x: Tensor) -> Tensor:
-        return torch.tensor([0.0, t1], dtype=x.dtype)
+        return torch.tensor([0.0, t1], dtype=x.dtype, device=x.device)
 
     return {
         "torchdiffeq autograd": lambda x: odeint(F, x, times(x), **common)[-1],
@@ -85,8 +86,35 @@ def gradient(F: nn.Module, solve: Callable[[Tensor], Tensor], x: Tensor) -> Tens
     return torch.cat([g.flatten() for g in found]).double()
 
 
+def peak_bytes(work: Callable[[], Any], device: torch.device, exclude: Iterable[Tensor]) -> float:
+    """Peak of what is held for a backward pass: saved tensors; on CUDA what the allocator had to give."""
+    if device.type != "cuda":
+        with SavedTensorMeter(exclude=exclude) as meter:
+            work()
+        return float(meter.peak)
+    work()  # in which libraries take their own memory
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    return float(torch.cuda.max_memory_allocated(device) - before)
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, when the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def compared(
-    make: type[nn.Module], shape: tuple[int, ...], t1: float, tolerance: float, rounds: int, diffrax: bool = True
+    make: type[nn.Module],
+    shape: tuple[int, ...],
+    t1: float,
+    tolerance: float,
+    rounds: int,
+    diffrax: bool,
+    device: torch.device,
 ) -> list[Row]:
     """Every library's gradients of one problem: errors, memory, and times measured in turn, round by round.
 
@@ -94,7 +122,7 @@ def compared(
     backprop in float64; of diffrax's against its own direct backprop.
     """
     torch.manual_seed(0)
-    F, x = make(), torch.randn(shape)
+    F, x = make().to(device), torch.randn(shape).to(device)
     rows: dict[str, Row] = {}
     calls: dict[str, Callable[[], Tensor]] = {}
     steps = 1
@@ -108,13 +136,11 @@ def compared(
     truth = gradient(F.double(), torchdiffeq_ways(F, t1, tolerance)["torchdiffeq autograd"], x.double())
     F.float()
     for name, solve in torchdiffeq_ways(F, t1, tolerance).items():
-        meter = SavedTensorMeter(exclude=F.parameters())
-        with meter:
-            got = gradient(F, solve, x)
-        rows[name] = {"bytes": meter.peak, "error": float((got - truth).norm() / truth.norm())}
         calls[name] = partial(gradient, F, solve, x)
+        got, held = calls[name](), peak_bytes(calls[name], device, F.parameters())
+        rows[name] = {"bytes": held, "error": float((got - truth).norm() / truth.norm())}
     room = 4 ** math.ceil(math.log(2 * steps, 4))
-    wanted = diffrax and x.numel() < DIFFRAX_ELEMENTS
+    wanted = diffrax and device.type == "cpu" and x.numel() < DIFFRAX_ELEMENTS
     theirs = diffrax_gradients(F, t1, tolerance, room) if wanted else {}
     exact = None
     for name, solve in theirs.items():
@@ -125,16 +151,16 @@ def compared(
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock(device)
             call()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock(device) - start)
     return [{"method": name, **row, "seconds": median(seconds[name])} for name, row in rows.items()]
 
 
-def layers(depths: tuple[int, ...], repeats: int) -> list[Row]:
+def layers(depths: tuple[int, ...], repeats: int, device: torch.device) -> list[Row]:
     """Peak memory and seconds of a training step of ResNets, tied and untied, over their depth."""
     rows = []
-    x, target = torch.randn(64, 64), torch.randn(64, 64)
+    x, target = torch.randn(64, 64).to(device), torch.randn(64, 64).to(device)
     ways: list[tuple[str, dict[str, Any]]] = [
         ("autograd", {}),
         ("checkpoint", {}),
@@ -147,20 +173,22 @@ def layers(depths: tuple[int, ...], repeats: int) -> list[Row]:
             for depth in depths:
                 torch.manual_seed(0)
                 F = odenet.residual.MLP(64, width=64)
-                net = odenet.ResNet(F, depth, weights=weights, gradient=gradient, gradient_options=options)
+                net = odenet.ResNet(F, depth, weights=weights, gradient=gradient, gradient_options=options).to(device)
                 optimizer = torch.optim.SGD(net.parameters(), 1e-2)
-                losses, seconds, peak = [], [], 0
-                for _ in range(repeats):
-                    start = time.perf_counter()
-                    meter = SavedTensorMeter(exclude=net.parameters())
-                    with meter:
-                        loss = (net(x) - target).square().mean()
-                        loss.backward()
-                    optimizer.step()
+                losses, seconds = [], []
+
+                def step(net: nn.Module = net, optimizer: torch.optim.Optimizer = optimizer) -> None:
                     optimizer.zero_grad()
-                    seconds.append(time.perf_counter() - start)
-                    losses.append(float(loss))
-                    peak = max(peak, meter.peak)
+                    loss = (net(x) - target).square().mean()
+                    loss.backward()
+                    losses.append(float(loss))  # noqa: B023
+                    optimizer.step()
+
+                peak = peak_bytes(step, device, net.parameters())
+                for _ in range(repeats):
+                    start = clock(device)
+                    step()
+                    seconds.append(clock(device) - start)
                 name = " ".join([gradient, *(f"{k}={v}" for k, v in options.items())])
                 row = {"weights": weights, "method": name, "layers": depth, "bytes": peak, "seconds": min(seconds)}
                 rows.append({**row, "losses": losses})
@@ -173,7 +201,8 @@ def page(found: dict[str, Any]) -> str:
     lines = ["# Gradient methods, measured", ""]
     lines += [f"Made by `{found['command']}` ({found['where']}).", ""]
     lines += ["Times are medians of gradients taken in turn, and belong to one run on one machine: compare ratios."]
-    lines += ["Memory is the peak of the tensors saved for the backward pass (unknown for diffrax, compiled by XLA)."]
+    held = "what the allocator had to give" if found["cuda"] else "the tensors saved for the backward pass"
+    lines += [f"Memory is the peak of {held} (unknown for diffrax, compiled by XLA)."]
     lines += ["The error is relative, against backprop through the same steps in float64; of torchdiffeq's methods"]
     lines += ["against its own backprop in float64, of diffrax's against its own direct backprop.", ""]
     for title, rows in found["problems"].items():
@@ -202,23 +231,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--diffrax", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     libraries = [name for name in ("torch", "torchdiffeq", "diffrax") if find_spec(name)]
     if not options.diffrax:
         libraries = [name for name in libraries if name != "diffrax"]
-    where = ", ".join(f"{name} {version(name)}" for name in libraries) + f"; CPU, {options.threads} thread(s)"
+    device, cuda = options.device, options.device.type == "cuda"
+    on = torch.cuda.get_device_name(device) if cuda else f"CPU, {options.threads} thread(s)"
+    where = ", ".join(f"{name} {version(name)}" for name in libraries) + f"; {on}"
     command = " ".join(["python -m benchmarks.gradients", *sys.argv[1:]])
-    found: dict[str, Any] = {"where": where, "command": command, "problems": {}}
+    found: dict[str, Any] = {"where": where, "command": command, "cuda": cuda, "problems": {}}
     for title, problem in PROBLEMS.items():
-        rows = compared(*problem, options.repeats, options.diffrax)
+        rows = compared(*problem, options.repeats, options.diffrax, device)
         found["problems"][title] = rows
         for row in rows:
             print(title, row, flush=True)
-    found["layers"] = layers((10, 100, 1000), max(2, options.repeats // 2))
-    DOCS.joinpath("gradients.json").write_text(json.dumps(found, indent=1) + "\n")
-    DOCS.joinpath("gradients.md").write_text(page(found))
+    found["layers"] = layers((10, 100, 1000), max(2, options.repeats // 2), device)
+    name = "gradients_gpu" if cuda else "gradients"
+    DOCS.joinpath(f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    DOCS.joinpath(f"{name}.md").write_text(page(found))
 
 
 if __name__ == "__main__":
