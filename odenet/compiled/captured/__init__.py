@@ -6,7 +6,8 @@
 - Fixed steps are taken without a look (`fixed.py`), and so is the way back over a record (`pullback.py`).
 - On CUDA the work of a step is captured once as a CUDA graph and replayed; elsewhere it is done as it stands, which is
   how it is tested without a GPU (`replay.py`). F is not traced, so it may be any function that neither waits for the
-  device nor draws random numbers. What lies between two evaluations of F is made few kernels (`arithmetic.py`).
+  device nor draws random numbers. What lies between two evaluations of F (`arithmetic.py`) is done by a few Triton
+  kernels there (`fused.py`, `kernels.py`).
 - A graph holds addresses. What F is made of is looked at before every solve (`identity.py`), and another shape, another
   parameter or another number that F holds asks for another capture.
 """

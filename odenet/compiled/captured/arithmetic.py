@@ -1,19 +1,17 @@
 """What lies between the evaluations of F in a walk on the device: times, states of stages, error, control, record.
 
-Each is a function of tensors that looks at none of them. On CUDA Inductor makes a few Triton kernels of each, where one
-operation after the other would be a kernel each, for numbers that mostly are scalars.
+Each is a function of tensors that looks at none of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from odenet.compiled.graphs import combination, error_ratio, first_probe, outputs_of, rms, size_by_probe
-from odenet.compiled.walk import own
+from odenet.compiled.graphs import error_ratio, first_probe, outputs_of, rms, size_by_probe
 from odenet.solvers.control import LEAST, LEAST_ERROR, NONFINITE_RETRIES, STRETCH, Controller
 from odenet.solvers.explicit import combine
 from odenet.solvers.tableau import Tableau
@@ -25,131 +23,103 @@ Piece = Callable[..., Any]
 
 
 class Arithmetic:
-    """The arithmetic of one method.
+    """The arithmetic of one method, one operation after the other.
 
     Args:
         tableau: of the method.
         control: the controller and the order of the error estimate of an adaptive walk, or None.
-        fused: whether Inductor makes kernels of it.
 
     Attributes:
-        points: (abscissae, (t, t_next, h)) -> where F is evaluated in a step, and h in the state's precision.
         stages: for each stage (x, h, k_1, ...) -> its state.
         end: (x, h, k_1, ...) -> x_next.
     """
 
-    def __init__(self, tableau: Tableau, control: tuple[Controller, int] | None, fused: bool):
+    def __init__(self, tableau: Tableau, control: tuple[Controller, int] | None):
         self.tableau, self.control = tableau, control
-        self._make = compiled if fused else (lambda function: function)
-        self.points = self._make(points)
         self.stages = [self._sum(row) for row in tableau.a]
         self.end = self._sum(tableau.b)
-        if control is not None:
-            self.probe = self._make(probe)
-            self.begin = self._make(_begun(control[1]))
 
-    def _sum(self, row: tuple[float, ...]) -> Piece:
-        if not any(row):
-            return lambda x, h, *k: x
-        combination = combine_of(self._make)
-        return self._make(lambda x, h, *k: combination(x, h, row, k))
+    def points(self, c: Tensor, span: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(t + c h, and t_next where c = 1; h), of a step (t, t_next, h), in the precision of a state."""
+        t, t_next, h = span.unbind()
+        return torch.where(c == 1, t_next, t + c * h).to(like.dtype), h.to(like.dtype)
 
     def cotangents(self, count: int) -> list[Piece]:
         """For each of so many stages (h, a, g_count, ..., g_{i+1}) -> h (b_i a + Σ_{j>i} a_ji g_j); None if that has no
         terms."""
-        tableau = self.tableau
-        rows = []
-        for i in range(count):
-            later = (tableau.a[j] for j in reversed(range(i + 1, count)))
-            rows.append((tableau.b[i], *(row[i] if i < len(row) else 0.0 for row in later)))
-        return [self._cotangent(row) for row in rows]
+        return [self._cotangent(row) for row in self.rows_back(count)]
 
-    def _cotangent(self, row: tuple[float, ...]) -> Piece:
-        if not any(row):
-            return lambda h, *parts: None
-        combination = combine_of(self._make)
-        return self._make(lambda h, *parts: combination(None, h, row, parts))
+    def rows_back(self, count: int) -> list[tuple[float, ...]]:
+        """For each of so many stages (b_i, a_{count,i}, ..., a_{i+1,i})."""
+        a, rows = self.tableau.a, []
+        for i in range(count):
+            later = (a[j] for j in reversed(range(i + 1, count)))
+            rows.append((self.tableau.b[i], *(row[i] if i < len(row) else 0.0 for row in later)))
+        return rows
 
     def total(self) -> Piece:
         """(a, g_1, ...) -> a + Σ g_i."""
-        return self._make(lambda a, *g: sum(g, start=a))
+        return lambda a, *g: sum(g, start=a)
 
     def planned(self, rows: int) -> Piece:
         """The plan of a trial, for a record of that many rows."""
-        return self._make(_planned(rows))
+        return planned(rows)
 
     def judged(self, rows: int, keep: bool) -> Piece:
         """What a trial leads to, for a record of that many rows, with or without states."""
         assert self.control is not None
-        return self._make(_judged(self.tableau, *self.control, rows, keep))
+        return judged(self.tableau, *self.control, rows, keep)
 
     def located(self) -> Piece:
-        """The next step of a given grid."""
-        return self._make(located)
+        """(n, grid, sizes, span) -> n, as it is; then span is (t, t_next, h) of step n, and n the next one."""
+
+        def locate(n: Tensor, grid: Tensor, sizes: Tensor, span: Tensor) -> Tensor:
+            slot = n.clone()
+            span.copy_(torch.cat([grid.index_select(0, torch.cat([n, n + 1])), sizes.index_select(0, n)]))
+            n.add_(1)
+            return slot
+
+        return locate
 
     def moved(self, keep: bool) -> Piece:
-        """What a step of a given grid leads to."""
-        combination, b = combine_of(self._make), self.tableau.b
+        """What a step of a given grid leads to: a function of its number, x, h, the record, and the stages."""
+        b = self.tableau.b
 
         def move(n: Tensor, x: Tensor, h: Tensor, xs: Tensor, *k: Tensor) -> None:
-            x_next = combination(x, h, b, k)
+            x_next = combine(x, h, b, k)
             if keep:
                 xs.index_copy_(0, n, x.unsqueeze(0))
             x.copy_(x_next)
-            n.add_(1)
 
-        return self._make(move)
+        return move
 
+    def _sum(self, row: Sequence[float]) -> Piece:
+        return (lambda x, h, *k: combine(x, h, row, k)) if any(row) else (lambda x, h, *k: x)
 
-def combine_of(make: Piece) -> Piece:
-    """The sum of stages in operations, or written for Inductor."""
-    return combination_in_one if make is compiled else combine
+    def _cotangent(self, row: Sequence[float]) -> Piece:
+        return (lambda h, *parts: combine(None, h, row, parts)) if any(row) else (lambda h, *parts: None)
 
+    def probe(self, ledger: Tensor, given: Tensor, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`first_probe` where a walk begins."""
+        t1, sign, rtol, atol = given[:4].unbind()
+        sizes, time, state = first_probe(x, k, (ledger[T], t1, sign), rtol, atol)
+        return sizes, time.to(x.dtype), state
 
-def combination_in_one(x: Tensor | None, h: Tensor, weights: Any, stages: Any) -> Tensor:
-    """`combine`, with no operation in place, of which Inductor makes one kernel."""
-    return combination(x, h, weights, stages)
-
-
-def compiled(function: Callable[..., Any]) -> Piece:
-    """A function as kernels made by Inductor."""
-    return torch.compile(own(function), fullgraph=True)
-
-
-def points(c: Tensor, span: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """(t + c h, and t_next where c = 1; h), of a step (t, t_next, h), in the precision of a state."""
-    t, t_next, h = span.unbind()
-    return torch.where(c == 1, t_next, t + c * h).to(like.dtype), h.to(like.dtype)
-
-
-def located(n: Tensor, grid: Tensor, sizes: Tensor, span: Tensor) -> None:
-    """(t, t_next, h) of step n of a grid."""
-    span.copy_(torch.cat([grid.index_select(0, torch.cat([n, n + 1])), sizes.index_select(0, n)]))
-
-
-def probe(going: Tensor, given: Tensor, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`first_probe` where a walk begins."""
-    t1, sign, rtol, atol = given[:4].unbind()
-    sizes, time, state = first_probe(x, k, (going[T], t1, sign), rtol, atol)
-    return sizes, time.to(x.dtype), state
-
-
-def _begun(order: int) -> Piece:
-    def begin(ledger: Tensor, given: Tensor, x: Tensor, k: Tensor, sizes: Tensor | None, slope: Tensor | None) -> None:
+    def begin(
+        self, ledger: Tensor, given: Tensor, x: Tensor, k: Tensor, sizes: Tensor | None, slope: Tensor | None
+    ) -> None:
         """The first size, and whether there is anything to begin with."""
+        n, t, h, e1, e2, tries, forced, bad, active = ledger[:HEADER].unbind()
         if sizes is not None:
-            assert slope is not None
-            h = size_by_probe(sizes, slope, x, k, order, given[2], given[3])
-        else:
-            h = ledger[H]
-        bad = torch.where(torch.isfinite(rms(x) + rms(k)), ledger[BAD], 1e3)
-        n, t, _, e1, e2, tries, forced, _, active = ledger[:HEADER].unbind()
+            assert slope is not None and self.control is not None
+            h = size_by_probe(sizes, slope, x, k, self.control[1], given[2], given[3])
+        bad = torch.where(torch.isfinite(rms(x) + rms(k)), bad, 1e3)
         ledger[:HEADER].copy_(torch.stack([n, t, h, e1, e2, tries, forced, bad, active]))
 
-    return begin
 
+def planned(rows: int) -> Piece:
+    """The plan of a trial."""
 
-def _planned(rows: int) -> Piece:
     def plan(ledger: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(t, t_next, signed h) of the next trial; (h, whether it lands on t1); whether it is one: if not, h is 0."""
         n, t, h, _, _, tries, _, bad, _ = ledger[:HEADER].unbind()
@@ -166,7 +136,8 @@ def _planned(rows: int) -> Piece:
     return plan
 
 
-def _judged(tableau: Tableau, controller: Controller, order: int, rows: int, keep: bool) -> Piece:
+def judged(tableau: Tableau, controller: Controller, order: int, rows: int, keep: bool) -> Piece:
+    """What a trial leads to."""
     b1, b2, b3 = (beta / order for beta in controller.exponents)
     fsal = tableau.fsal
 
@@ -197,12 +168,8 @@ def _judged(tableau: Tableau, controller: Controller, order: int, rows: int, kee
         before = torch.cat([ledger[:ACTIVE], torch.zeros_like(ledger[:1])])
         header = torch.where(active, after, before)
         slot = torch.where(ok, n, float(rows)).to(torch.int64).reshape(1)
-        shape = (-1, *[1] * x.dim())
         if times.shape[0]:
-            inside = ok & (sign * (times - t) > 0) & (sign * (times - t_next) <= 0)
-            values = outputs_of(tableau, (t, t_next, torch.where(active, signed, 1.0)), x, stages, times)
-            values = torch.where((times == t_next).reshape(shape), x_next, values)
-            outputs.copy_(torch.where(inside.reshape(shape), values, outputs))
+            outputs_inside(tableau, ok, span, sign, x, x_next, times, outputs, stages)
         if keep:
             xs.index_copy_(0, slot, x.unsqueeze(0))
         entries = torch.cat([torch.arange(HEADER, device=x.device), HEADER + slot, HEADER + rows + 1 + slot])
@@ -212,3 +179,16 @@ def _judged(tableau: Tableau, controller: Controller, order: int, rows: int, kee
         x.copy_(torch.where(ok, x_next, x))
 
     return judge
+
+
+def outputs_inside(
+    tableau: Tableau, ok: Tensor, span: Tensor, sign: Tensor, x: Tensor, x_next: Tensor, times: Tensor,
+    outputs: Tensor, stages: Sequence[Tensor],
+) -> None:  # fmt: skip
+    """Write the states at the times that an accepted step passes over."""
+    t, t_next, h = span.unbind()
+    shape = (-1, *[1] * x.dim())
+    inside = ok & (sign * (times - t) > 0) & (sign * (times - t_next) <= 0)
+    values = outputs_of(tableau, (t, t_next, torch.where(h == 0, 1.0, h)), x, stages, times)
+    values = torch.where((times == t_next).reshape(shape), x_next, values)
+    outputs.copy_(torch.where(inside.reshape(shape), values, outputs))

@@ -82,9 +82,9 @@ class FixedWalk:
     def _step(self) -> None:
         arithmetic, x = self.arithmetic, self.x
         with torch.no_grad(), self.field.autocast.outside(x.device):
-            self._locate(self.n, self._grid, self._sizes, self.span)
+            number = self._locate(self.n, self._grid, self._sizes, self.span)
             times, size = arithmetic.points(self.c, self.span, x)
             k: list[Tensor] = []
             for i in range(arithmetic.tableau.used):
                 k.append(self.field(times[i], arithmetic.stages[i](x, size, *k)))
-            self._move(self.n, x, size, self.xs, *k)
+            self._move(number, x, size, self.xs, *k)

@@ -18,6 +18,7 @@ from odenet.compiled.captured.identity import Identity, layout
 from odenet.compiled.captured.pullback import WayBack
 from odenet.compiled.captured.replay import NotCapturedError
 from odenet.compiled.record import LARGEST_RECORD, Solves, Walked, answers, inside
+from odenet.compiled.report import log
 from odenet.compiled.scope import Leaves, check_modules
 from odenet.solvers.problem import Problem
 
@@ -42,7 +43,7 @@ class CapturedGraphs(Solves):
 
     Args:
         problem: a solve of that kind.
-        fused: whether Inductor makes kernels of what lies between evaluations of F; left out, on CUDA.
+        fused: whether Triton kernels do what lies between evaluations of F; left out, on CUDA.
     """
 
     takes_autocast = True
@@ -51,7 +52,7 @@ class CapturedGraphs(Solves):
         super().__init__(problem)
         if fused is None:
             fused = problem.x0.device.type == "cuda" and torch.cuda.is_available()
-        self._arithmetic = Arithmetic(self.tableau, self.control, fused)
+        self._arithmetic = self._fused(problem.x0.device) if fused else Arithmetic(self.tableau, self.control)
         self._walks: OrderedDict[Hashable, Any] = OrderedDict()
         self._backs: OrderedDict[Hashable, WayBack] = OrderedDict()
         self._forgotten = 0
@@ -67,7 +68,32 @@ class CapturedGraphs(Solves):
         autocast = Autocast.now(problem.x0.device)
         if autocast.enabled:
             problem.field  # noqa: B018 that remembers the autocast for whoever walks the steps again
-        return (self._adaptive if problem.scheme.adaptive else self._fixed)(problem, keep, autocast)
+        walk = self._adaptive if problem.scheme.adaptive else self._fixed
+        try:
+            return walk(problem, keep, autocast)
+        except Exception as error:
+            if not self._without_kernels(error):
+                raise
+            return walk(problem, keep, autocast)
+
+    def _fused(self, device: torch.device) -> Arithmetic:
+        """The arithmetic in Triton kernels, where there is Triton."""
+        try:
+            from odenet.compiled.captured.fused import Fused
+
+            return Fused(self.tableau, self.control, device)
+        except ImportError:
+            return Arithmetic(self.tableau, self.control)
+
+    def _without_kernels(self, error: Exception) -> bool:
+        """Go on without the Triton kernels, if they may be what failed, as they do without a C compiler."""
+        if isinstance(error, NotCapturedError) or type(self._arithmetic) is Arithmetic:
+            return False
+        log.warning("odenet captures steps without kernels of its own: %s", error)
+        self._arithmetic = Arithmetic(self.tableau, self.control)
+        self._walks.clear()
+        self._backs.clear()
+        return True
 
     def _adaptive(self, problem: Problem, keep: bool, autocast: Autocast) -> CapturedWalked | None:
         walk, new = self.adaptive_walk(problem, keep, autocast)
@@ -158,6 +184,16 @@ class CapturedGraphs(Solves):
             a: cotangent of x(t1).
             cotangents: of the answers between t0 and t1.
         """
+        try:
+            return self._back(problem, walked, leaves, a, cotangents)
+        except Exception as error:
+            if not self._without_kernels(error):
+                raise
+            return self._back(problem, walked, leaves, a, cotangents)
+
+    def _back(
+        self, problem: Problem, walked: CapturedWalked, leaves: Leaves, a: Tensor, cotangents: Sequence[Tensor | None]
+    ) -> tuple[Tensor, ...]:
         autocast = walked.autocast
 
         def make() -> WayBack:
