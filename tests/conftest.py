@@ -52,6 +52,13 @@ def _thinned(item):
     return not IMPLICIT[name] or any(part in item.nodeid for part in long)
 
 
+def pytest_ignore_collect(collection_path, config):
+    """`-m gpu` looks into no other file, so that it runs where other tests' libraries are not installed."""
+    if config.getoption("markexpr") != "gpu" or not collection_path.match("test_*.py"):
+        return None
+    return "mark.gpu" not in collection_path.read_text() or None
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if _thinned(item):

@@ -92,7 +92,7 @@ class Field:
     """
 
     def __init__(self, problem: Problem, autocast: Autocast):
-        self.F, self.autocast, self.device = problem.weights.piece(0), autocast, problem.x0.device
+        self.F, self.autocast, self.device = problem.functions[0], autocast, problem.x0.device
         self.arguments = Arguments(problem.args)
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:

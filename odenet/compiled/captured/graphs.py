@@ -231,7 +231,7 @@ class CapturedGraphs(Solves):
         Raises:
             NotCapturedError: there would be no end of capturing, or no saying whether a capture serves.
         """
-        x0, F = problem.x0, problem.weights.piece(0)
+        x0, F = problem.x0, problem.functions[0]
         identity = Identity(F)
         stream = torch.cuda.current_stream(x0.device).cuda_stream if _on_cuda(x0) else 0
         key = (identity.key, layout(x0), Arguments.key(problem.args), settings, stream)
