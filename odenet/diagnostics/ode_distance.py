@@ -25,7 +25,7 @@ class OdeDistance(Result):
     bound: h M (exp(L t) - 1) / (2 L) of each step's end, mean over the samples; for Euler's method, else empty.
     L: largest ‖∂F/∂x‖₂ along both paths, of each sample.
     M: largest ‖x''‖ along the ODE's path, of each sample.
-    relative: distance over displacement, at t1.
+    relative: distance over displacement, both means over the samples, at t1.
     """
 
     ts: list[float]
@@ -71,8 +71,8 @@ def ode_distance(block: Block, x: Tensor, finer: int = FINER, samples: int = SAM
             reach = abs(t - block.t0)
             growth = torch.where(L > 1e-12, torch.expm1(L * reach) / L.clamp(min=1e-12), reach)
             bound.append(float((max(map(abs, path.h)) * M * growth / 2).mean()))
-    relative = float((distance[-1] / displacement[-1].clamp(min=1e-30)).mean())
     means = distance.mean(1).tolist(), displacement.mean(1).tolist()
+    relative = means[0][-1] / max(means[1][-1], 1e-30)
     result = OdeDistance(path.ts, *means, bound, L.tolist(), M.tolist(), relative)
     text = f"at the end of depth the states are {percent(relative)} of the ODE’s way apart from it"
     if bound:

@@ -205,6 +205,7 @@ def test_stability_tells_steps_inside_the_region_from_steps_outside():
 def test_the_distance_to_the_ode_is_that_of_the_powers_to_the_exponential_and_below_its_bound(n):
     result = ode_distance(odenet.ResNet(DECAY, n), torch.ones(1, 1, dtype=torch.float64), finer=16)
     assert result.distance[-1] == pytest.approx(math.exp(-1) - (1 - 1 / n) ** n, rel=1e-5)
+    assert result.relative == pytest.approx(result.distance[-1] / result.displacement[-1])
     assert pytest.approx([1]) == result.L and pytest.approx([1]) == result.M
     assert result.bound[-1] == pytest.approx((math.e - 1) / (2 * n), rel=1e-5)
     assert all(d <= b + 1e-12 for d, b in zip(result.distance, result.bound, strict=True))

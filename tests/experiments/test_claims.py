@@ -38,14 +38,17 @@ def test_a_collapse_above_the_critical_step_is_seen_and_its_absence_too():
 
 
 def test_a_node_that_fails_or_labours_is_told_from_one_that_does_not():
-    def run(accuracy, nfe):
-        node = network("node", accuracy, nfe=nfe)
-        return results("nested_spheres", network("resnet", 1.0, nfe=4), node, network("anode", 0.99, nfe=20))
+    def run(loss, nfe, anode=0.99):
+        node = network("node", 0.98, loss=loss, nfe=nfe)
+        others = network("resnet", 1.0, loss=2e-3, nfe=4), network("anode", anode, loss=1e-3, nfe=20)
+        return results("nested_spheres", others[0], node, others[1])
 
-    assert judge([run(0.8, 20)]).seen and judge([run(0.99, 60)]).seen
-    assert not judge([run(0.99, 20)]).seen
-    seen = judge([run(0.8, 20), run(0.8, 30)])
-    assert "node 80.0 % with 25 evaluations" in seen.measured.replace("80 %", "80.0 %")
+    assert judge([run(0.1, 20)]).seen and judge([run(0.01, 60)]).seen
+    assert not judge([run(0.01, 20)]).seen and not judge([run(0.1, 60, anode=0.9)]).seen
+    assert not judge([run(0.1, 20), run(0.01, 20)]).seen  # in each seed
+    seen = judge([run(0.1, 20), run(0.1, 30)])
+    assert "node 0.1, 98.0 %, 25 to 25 evaluations" in seen.measured
+    assert "is 50 times that of the worse" in seen.measured
     loss, evaluations = (panel.lines[1] for panel in seen.panels.values())  # of the node
     assert loss.label == "node" and loss.x == [1.0, 2.0] and loss.y == pytest.approx([0.2, 0.1])
     assert evaluations.y == [25.0, 25.0]
