@@ -107,14 +107,15 @@ def nested_spheres(list_of_results: Sequence[Results]) -> Claim:
         for name in accuracy
     )
     others = map(max, loss["anode"], loss["resnet"])
+    least = "" if len(list_of_results) == 1 else "in each seed at least "
     factor = min(mine / max(other, 1e-30) for mine, other in zip(loss["node"], others, strict=True))
     return Claim(
         "Dupont et al. 2019 (Augmented Neural ODEs)",
         "on spheres inside one another a neural ODE fails or takes ever more evaluations, since paths cannot cross; an "
         "augmented one and a ResNet do not.",
         f"training loss and test accuracy at the end, and evaluations of a forward pass in the first and last epoch: "
-        f"{text}. The loss of node is {factor:.2g} times that of the worse of the other two, in the seed where that is "
-        f"least, and it takes {nfe['node'] / nfe['anode']:.2f} times the evaluations of anode.",
+        f"{text}. The loss of node is {least}{factor:.3g} times that of the worse of the other two, and it takes "
+        f"{nfe['node'] / nfe['anode']:.2f} times the evaluations of anode.",
         (factor >= STUCK or nfe["node"] >= 1.5 * nfe["anode"]) and min(accuracy["anode"], accuracy["resnet"]) >= SOLVED,
         {
             "Training loss": Curves("epoch", "", _over_epochs(runs, lambda r: r["train_loss"]), logy=True),
