@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -92,8 +92,19 @@ class Field:
     """
 
     def __init__(self, problem: Problem, autocast: Autocast):
-        self.F, self.autocast, self.device = problem.functions[0], autocast, problem.x0.device
+        self.F: Any = None
+        self.autocast, self.device = autocast, problem.x0.device
         self.arguments = Arguments(problem.args)
+
+    @contextlib.contextmanager
+    def of_problem(self, problem: Problem) -> Iterator[None]:
+        """For the length of a walk, the F and the arguments of a problem: kept longer, F would never be forgotten."""
+        self.F = problem.functions[0]
+        self.arguments.load(problem.args)
+        try:
+            yield
+        finally:
+            self.F = None
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         with self.autocast.context(self.device):

@@ -38,15 +38,14 @@ class FixedWalk:
         self._grid, self._sizes = self.numbers.split([rows + 1, rows])
         self._told: list[float] | None = None
         self._locate, self._move = arithmetic.located(), arithmetic.moved(keep)
-        self.step = Replay(self._step, device)
-        self.run = Replay(self._run, device, self.step)
+        self.step = Replay(self._step, device, reset=self.n.zero_)
+        self.run = Replay(self._run, device, self.step, self.n.zero_)
 
-    def capture(self, steps: int) -> None:
-        """Make the graphs for so many steps, from what was loaded; on CUDA."""
+    def capture(self) -> None:
+        """Make the graphs, from what was loaded; on CUDA."""
         x0 = self.x.clone()
         self.step.capture()
-        if steps >= RUN:
-            self.n.zero_()
+        if self.rows >= RUN:
             self.run.capture()
         self.x.copy_(x0)
 

@@ -17,7 +17,7 @@ from odenet.compiled.captured.fixed import FixedWalk
 from odenet.compiled.captured.identity import Identity, layout
 from odenet.compiled.captured.pullback import WayBack
 from odenet.compiled.captured.replay import NotCapturedError
-from odenet.compiled.record import LARGEST_RECORD, Solves, Walked, answers, inside
+from odenet.compiled.record import LARGEST_RECORD, Chunk, Grid, Solves, Walked, answers, inside
 from odenet.compiled.report import log
 from odenet.compiled.scope import Leaves, check_modules
 from odenet.solvers.problem import Problem
@@ -97,9 +97,10 @@ class CapturedGraphs(Solves):
 
     def _adaptive(self, problem: Problem, keep: bool, autocast: Autocast) -> CapturedWalked | None:
         walk, new = self.adaptive_walk(problem, keep, autocast)
-        if new is not None:
-            walk.capture()
-        walked = walk()
+        with walk.field.of_problem(problem):
+            if new is not None:
+                walk.capture()
+            walked = walk()
         if new is not None:
             new.check()
         if walked is None:
@@ -124,7 +125,6 @@ class CapturedGraphs(Solves):
         walk, new = self._found(self._walks, problem, (autocast, rows, keep, len(between)), make)
         numbers = [problem.t1, problem.direction, *scheme.tolerances, scheme.h_min, scheme.h_max, problem.resolution,
                    scheme.max_steps]  # fmt: skip
-        walk.field.arguments.load(problem.args)
         walk.load(x0, list(map(float, numbers)), problem.t0, scheme.first_step or 1.0, between)
         return walk, new
 
@@ -150,21 +150,21 @@ class CapturedGraphs(Solves):
             return FixedWalk(Field(problem, autocast), self._arithmetic, x0, rows, keep)
 
         walk, new = self._found(self._walks, problem, (autocast, rows, keep), make)
-        walk.field.arguments.load(problem.args)
         walk.x.copy_(x0)
         ends, sizes = [span.t for span in grid.spans] + [grid.spans[-1].t_next], [span.h for span in grid.spans]
         places = [grid.place[t] for t in between]
-        states, chunks = [], []
-        for first in range(0, count, rows):
-            last = min(first + rows, count)
-            walk.load(ends[first : last + 1], sizes[first:last])
-            if new is not None and first == 0:
-                walk.capture(last - first)
+        states, chunks, end = [], [], x0
+        with walk.field.of_problem(problem):
+            if new is not None:
+                walk.load(ends[: rows + 1], sizes[:rows])
+                walk.capture()
+            for first in range(0, count, rows):
+                last = min(first + rows, count)
                 walk.load(ends[first : last + 1], sizes[first:last])
-            *found, end = walk(last - first, [p - first for p in places if first < p <= last])
-            states += found
-            held = walk.xs[: last - first].clone() if keep else walk.xs
-            chunks.append(HostChunk.of(ends[first : last + 1], sizes[first:last], held))
+                *found, end = walk(last - first, [p - first for p in places if first < p <= last])
+                states += found
+                held = walk.xs[: last - first].clone() if keep else walk.xs
+                chunks.append(HostChunk.of(ends[first : last + 1], sizes[first:last], held))
         if new is not None:
             new.check()
         if x0.device.type == "cpu" and not bool(torch.isfinite(end.sum())):
@@ -197,31 +197,45 @@ class CapturedGraphs(Solves):
         autocast = walked.autocast
 
         def make() -> WayBack:
-            return WayBack(Field(problem, autocast), self._arithmetic, problem.x0.detach(), leaves)
+            names = tuple(leaves.names_in(problem.functions[0]))
+            return WayBack(Field(problem, autocast), self._arithmetic, problem.x0.detach(), names, leaves)
 
         way, _ = self._found(self._backs, problem, (autocast, leaves.names, leaves.places), make)
-        way.field.arguments.load(problem.args)
         given = zip(inside(problem), cotangents, strict=True) if cotangents else ()
         due = [(t, c) for t, c in given if c is not None]
-        way.begin(a)
-        stages = steps = 0
-        for chunk in reversed(walked.chunks):
-            assert isinstance(chunk, HostChunk)
-            ends, sizes = chunk.ends, chunk.lengths
-            spans = torch.stack([chunk.grid[:-1], chunk.grid[1:], chunk.sizes], 1).to(a.device, non_blocking=True)
-            for i in reversed(range(chunk.count)):
-                while due and due[-1][0] == ends[i + 1]:
-                    way.a.add_(due.pop()[1])
-                inside_step = []
-                while due and problem.direction * (due[-1][0] - ends[i]) > 0:
-                    inside_step.append(due.pop())
-                stages += way(chunk.states[i], spans[i], ends[i], sizes[i], inside_step)
-            steps += chunk.count
+        stages = 0
+        with way.field.of_problem(problem):
+            way.begin(a)
+            for chunk in reversed(walked.chunks):
+                stages += self._back_over(chunk, way, problem.direction, due)
+        steps = sum(chunk.count for chunk in walked.chunks)
         stats = problem.stats
         stats.nfe_backward += stages
         stats.vjps += stages
         stats.steps_backward += steps
         return way.a.clone(), *(gradient.clone() for gradient in way.gradients)
+
+    @staticmethod
+    def _back_over(chunk: Chunk, way: WayBack, sign: float, due: list[tuple[float, Tensor]]) -> int:
+        """Back over a part of the record, with the cotangents of the answers in it; how often F was evaluated."""
+        assert isinstance(chunk, HostChunk)
+        ends, sizes, stages = chunk.ends, chunk.lengths, 0
+        spans = torch.stack([chunk.grid[:-1], chunk.grid[1:], chunk.sizes], 1).to(way.a.device, non_blocking=True)
+        for i in reversed(range(chunk.count)):
+            while due and due[-1][0] == ends[i + 1]:
+                way.a.add_(due.pop()[1])
+            within = []
+            while due and sign * (due[-1][0] - ends[i]) > 0:
+                within.append(due.pop())
+            stages += way(chunk.states[i], spans[i], ends[i], sizes[i], within)
+        return stages
+
+    def grid(self, problem: Problem) -> Grid:
+        """The steps of a fixed-step problem, which the host keeps."""
+        spans = problem.spans()
+        if self._grid is None or self._grid.spans != spans:
+            self._grid = Grid.of(spans, torch.device("cpu"))
+        return self._grid
 
     def _found(
         self, captures: OrderedDict[Hashable, Any], problem: Problem, settings: tuple[Any, ...], make: Callable[[], Any]

@@ -29,6 +29,7 @@ class WayBack:
         field: F.
         arithmetic: of the method.
         x0: a state.
+        names: of the parameters among the leaves, as F has them.
         leaves: what a gradient is wanted for beside the state.
 
     Attributes:
@@ -39,9 +40,9 @@ class WayBack:
         Hager 2000, Runge-Kutta methods in optimal control and the transformed adjoint system.
     """
 
-    def __init__(self, field: Field, arithmetic: Arithmetic, x0: Tensor, leaves: Leaves):
+    def __init__(self, field: Field, arithmetic: Arithmetic, x0: Tensor, names: tuple[str, ...], leaves: Leaves):
         self.field, self.arithmetic, self.places = field, arithmetic, leaves.places
-        self.names = tuple(leaves.names_in(field.F))
+        self.names = names
         self.tableau = arithmetic.tableau
         self.parameters = [tensor.detach() for tensor in leaves.tensors[: len(leaves.names)]]  # the same memory
         with torch.inference_mode(False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -22,10 +23,17 @@ class Replay:
         body: does it; without a look at the device.
         device: where.
         beside: a piece of work that shares the memory of its intermediate values; the two must not run at once.
+        reset: to be done before the body where it is tried, e.g. going back to the first of a few steps.
     """
 
-    def __init__(self, body: Body, device: torch.device, beside: Replay | None = None):
-        self.body, self.device, self.beside = body, device, beside
+    def __init__(
+        self,
+        body: Body,
+        device: torch.device,
+        beside: Replay | None = None,
+        reset: Callable[[], Any] = lambda: None,
+    ):
+        self.body, self.device, self.beside, self.reset = body, device, beside, reset
         self.graph: torch.cuda.CUDAGraph | None = None
         self._captures = device.type == "cuda" and torch.cuda.is_available()
 
@@ -52,7 +60,9 @@ class Replay:
             stream, present = torch.cuda.Stream(), torch.cuda.current_stream()
             stream.wait_stream(present)
             with torch.cuda.stream(stream):
+                self.reset()
                 self.body()
+                self.reset()
                 try:
                     with without_waiting():
                         self.body()

@@ -1,5 +1,8 @@
 """Which capture serves a solve, and what is not captured."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -98,3 +101,26 @@ def test_what_cannot_be_captured_is_walked_eagerly(case, x):
         got = odenet.solve(F, x, compile=True, **scheme)
     torch.manual_seed(1)
     assert torch.equal(got.ys, odenet.solve(F, x, compile=False, **scheme).ys)
+
+
+def test_captures_go_with_f(x, captures):
+    """Nothing that is kept of its solves keeps F."""
+    F = Smooth()
+    agree(F, x, rtol=1e-4, atol=1e-4)
+    agree(F, x, solver="rk4", steps=3)
+    known = weakref.ref(F)
+    del F
+    gc.collect()
+    assert known() is None
+
+
+def test_weights_that_are_a_function_of_depth(x, captures):
+    F = odenet.residual.MLP(3, width=8, norm="none").double()
+    numerics = {"weights": odenet.depth.chebyshev(3), "rtol": 1e-5, "atol": 1e-5, "t1": 2.0}
+    block = odenet.ODEBlock(F, compile=True, **numerics)
+    plain = odenet.ODEBlock(F, compile=False, **numerics)
+    plain.load_state_dict(block.state_dict())
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(block(x), plain(x), rtol=1e-10, atol=1e-10)
+    assert captures[0].compilations == 1

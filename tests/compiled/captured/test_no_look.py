@@ -27,9 +27,10 @@ def test_masked_steps_look_at_no_value(absent):
         weights_over_depth(F, "tied", None), x, (0.0, 1.0), Scheme("dopri5", rtol=1e-3, atol=1e-3), [0.4, 1.0]
     )
     walk, _ = CapturedGraphs(problem).adaptive_walk(problem, True, field.Autocast(False, None))
-    walk.begin()
-    for _ in range(5):
-        walk.step()
+    with walk.field.of_problem(problem):
+        walk.begin()
+        for _ in range(5):
+            walk.step()
     assert walk.x.device.type == "cuda" and walk.x.shape == x.shape
 
 
