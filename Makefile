@@ -35,7 +35,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -m "not slow" -n 2 tests/residual tests/test_blocks.py tests/test_solve.py tests/solvers/test_tableaus.py
 
-BENCHMARKS := $(filter-out benchmarks/__init__.py benchmarks/workloads.py benchmarks/peers.py benchmarks/stages.py benchmarks/gradients_jax.py benchmarks/speed.py benchmarks/speed_gpu.py,$(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out benchmarks/__init__.py benchmarks/workloads.py benchmarks/peers.py benchmarks/stages.py benchmarks/layers.py benchmarks/gradients_jax.py benchmarks/speed.py benchmarks/speed_gpu.py,$(wildcard benchmarks/*.py))
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.speed --threads 2 --docs $(ARGS)
 	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done

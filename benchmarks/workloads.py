@@ -113,7 +113,7 @@ class Row:
 
 def workloads(quick: bool) -> list[Workload | Row]:
     """The rows."""
-    from benchmarks import per_sample, stages
+    from benchmarks import layers, per_sample, stages
 
     torch.manual_seed(0)
     F, C = Tanh(), ConvTwice()
@@ -126,6 +126,7 @@ def workloads(quick: bool) -> list[Workload | Row]:
         Workload("MLP, batch 1024, gradient", F, large, 10.0, adaptive, "autograd"),
         Workload("100 Euler steps, batch 32, forward", F, small, 10.0, {"solver": "euler", "steps": 100}),
     ]
+    rows += layers.rows()
     rows += per_sample.rows()
     if not quick:
         conv = {"rtol": 1e-3, "atol": 1e-3}

@@ -24,6 +24,7 @@ DTYPES = (torch.float32, torch.float64)
 DEVICES = ("cpu", "cuda")
 SEVERAL = "F changes along depth (untied weights or jumps), and one graph holds one F"
 JUMPS = "jumps of F are compiled row by row only, and it cannot be written so"
+VARYING = "weights that vary within pieces of depth are not compiled, but for one piece and without a gradient"
 NO_MODULE = "the gradient of an F that is no module is compiled row by row only, and it cannot be written so"
 NOTHING = "there is nothing to walk, or the state has no batch"
 
@@ -122,7 +123,9 @@ def of_F(problem: Problem, leaves: list[Tensor], t: Tensor | None = None) -> str
 
 
 def check_modules(problem: Any, keep: bool) -> None:
-    """Raise `RefusalError` if a gradient is wanted for parameters of an F that is no module."""
+    """Raise `RefusalError` if F has to be a module, for its gradient or its pieces, and is none."""
+    if problem.weights.varies and (keep or problem.weights.pieces > 1):
+        raise RefusalError(VARYING)
     modules = all(isinstance(F, nn.Module) for F in problem.functions)
     if keep and not modules and any(p.requires_grad for p in problem.weights.parameters()):
         raise RefusalError(NO_MODULE)

@@ -164,6 +164,8 @@ class Problem:
 
     def landings(self) -> list[list[float]]:
         """For each piece the times at which a step has to end."""
+        if len(self._pieces) == 1 and not self.scheme.stops:
+            return [[self._pieces[0].end]]
         return landings(self._pieces, self.scheme.stops)
 
     def spans(self) -> list[Span]:

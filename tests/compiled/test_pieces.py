@@ -9,6 +9,8 @@ from torch import nn
 import odenet
 from odenet import compiled
 from odenet.compiled import CompileWarning, record
+from odenet.compiled.report import RefusalError
+from odenet.compiled.rowwise.library import Code
 from odenet.depth import PiecewiseConstant
 from odenet.residual import MLP
 from tests.compiled.test_compiled import Swirl
@@ -170,3 +172,28 @@ def test_samples_that_see_each_other_over_several_pieces(x, rows, traced, monkey
     agree(weights, x, ode(), within=1e-10, ts=[0.0, 0.3, 1.0])
     monkeypatch.setattr(record, "FIRST_RECORD", 8)
     agree(weights, x, ode(rtol=1e-6, atol=1e-6, stops=(0.2, 0.25, 1.1)), within=1e-10)
+
+
+def test_arguments_with_a_row_for_each_sample_in_graphs_of_the_whole_batch(traced, x):
+    class Pulled(Beside):
+        def forward(self, t, x, pull):
+            return super().forward(t, x) + pull * x
+
+    pull = torch.linspace(0, 1, 15, dtype=torch.float64).view(5, 3)
+    agree(odenet.depth.constant()(layers(Pulled, 1)[0]), x, network(3), args=(pull,))
+    assert len(traced) == 2
+
+
+def test_a_compiler_that_fails_is_told_once_in_one_sentence(x, monkeypatch):
+    calls = []
+
+    def fails(*given):
+        calls.append(given)
+        raise RefusalError("c++ cannot compile what was written for it: no space left on device")
+
+    monkeypatch.setattr(Code, "of", fails)
+    block = odenet.ResNet(Swirl(), 3, compile=True)
+    with pytest.warns(CompileWarning, match="walked eagerly: c[+][+] cannot compile what was written for it") as told:
+        block(x)
+        block(x)
+    assert len(told) == len(calls) == 1

@@ -119,5 +119,16 @@ def called(F: Any, t: Tensor, x: Tensor, args: tuple[Any, ...]) -> Any:
 def any_batch(x: Any) -> Any:
     """x, of which a graph is to take any number of samples, if it is a tensor."""
     if isinstance(x, Tensor) and x.dim():
-        torch._dynamo.maybe_mark_dynamic(x, 0)
+        for name, mark in MARKS:
+            setattr(x, name, mark.copy() if isinstance(mark, set) else mark)
     return x
+
+
+def _marks() -> list[tuple[str, Any]]:
+    """What Dynamo's own function sets on a tensor, which small solves do not wait for at every call."""
+    x = torch.empty(2, 2)
+    torch._dynamo.maybe_mark_dynamic(x, 0)
+    return list(vars(x).items())
+
+
+MARKS = _marks()

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from odenet.compiled.record import Chunk, Solves, Walked, answers, inside
+from odenet.compiled.rowwise.blocks import BlockChunk, KeptSteps, RowWalked
 from odenet.compiled.rowwise.field import Field, Use, any_batch, called, captured, gradients
-from odenet.compiled.rowwise.library import NOT_SHOWN, Code, Room, Walk, pointers
+from odenet.compiled.rowwise.library import NOT_SHOWN, Code, Room, pointers
 from odenet.compiled.rowwise.source import backward, forward
 from odenet.compiled.rowwise.values import NotRowwiseError
 from odenet.compiled.scope import Leaves
@@ -59,22 +60,23 @@ class RowGraphs(Solves):
         Raises:
             NotRowwiseError: it is no function of single samples.
         """
-        args, first = problem.args, self._found is None
-        rows = _rows(args, len(x)) if first else self._rows
-        if len(x) == 1:  # of one Dynamo would make a graph for one
+        args, first, batch = problem.args, self._found is None, x.shape[0]
+        rows = _rows(args, batch) if first else self._rows
+        if batch == 1:  # of one Dynamo would make a graph for one
             x = _twice(x)
         if rows:
             args = tuple(any_batch(_twice(arg)) if n in rows else arg for n, arg in enumerate(args))
-        x, uses = any_batch(x), []
+        x, graph, uses = any_batch(x), self._graph, []
         with torch.no_grad() if torch.is_grad_enabled() else NOTHING:
             for F in problem.functions:
-                self._graph(F, self._time, x, args)
+                graph(F, self._time, x, args)
                 if first and rows and isinstance(self._found, NotRowwiseError):  # a size may be the batch's by chance
-                    self._graph, args, first = self._made(), problem.args, False
-                    self._graph(F, self._time, x, args)
-                if not isinstance(self._found, Field):
-                    raise self._found or NotRowwiseError("there is no graph of it")
-                uses.append(self._found.use)
+                    self._graph, args, first = (graph := self._made()), problem.args, False
+                    graph(F, self._time, x, args)
+                found = self._found
+                if not isinstance(found, Field):
+                    raise found or NotRowwiseError("there is no graph of it")
+                uses.append(Use(found, found.flat))
         return uses
 
     def walk(self, problem: Problem, keep: bool) -> Walked | None:
@@ -86,13 +88,16 @@ class RowGraphs(Solves):
         """
         x = problem.x0.detach().contiguous()
         uses, end = self.uses(problem, x), torch.empty_like(x)
-        return (self._adaptive if self.control else self._fixed)(problem, uses, x, end, keep)
+        walked = (self._adaptive if self.control else self._fixed)(problem, uses, x, end, keep)
+        return RowWalked(walked.chunks, walked.states, walked.inside, uses) if walked and keep else walked
 
     def _adaptive(self, problem: Problem, uses: Sequence[Use], x: Tensor, end: Tensor, keep: bool) -> Walked | None:
-        between, times, outputs = inside(problem), NO_TIMES, x[:0]
+        between, times, outputs = inside(problem), NO_TIMES, NO_TIMES
         if between:
             times, outputs = torch.tensor(between, dtype=torch.float64), x.new_empty(len(between), *x.shape)
-        room, record, chunks, sizes, entered = None, None, list[Chunk](), list[float](), 0
+        chunks: list[Chunk] = []
+        sizes: list[float] = []
+        room, record, entered = None, None, 0
         for number, (start, landings) in enumerate(zip(problem.starts(), problem.landings(), strict=True)):
             if start == landings[-1]:
                 continue
@@ -104,14 +109,14 @@ class RowGraphs(Solves):
                 if keep:
                     capacity = self.room(math.prod(shape) * x.element_size())
                 call.x0, call.x1, call.keep, call.capacity = x.data_ptr(), end.data_ptr(), keep, capacity
-                call.outputs = len(outputs)
+                call.outputs = len(between)
                 if between:
                     call.times, call.at_times = times.data_ptr(), outputs.data_ptr()
             self._enter(problem, room, number, start, landings)
             entered += 1
             while True:
                 if record is None:
-                    record, count = _Steps(x, capacity, shape) if keep else room.steps(capacity), 0
+                    record, count = KeptSteps(x, capacity, shape) if keep else room.steps(capacity), 0
                     record.show(call)
                     call.n = 0
                 first = count
@@ -120,7 +125,7 @@ class RowGraphs(Solves):
                 if call.t != landings[-1] and count < capacity:
                     return None
                 sizes += record.sizes(first, count)
-                if isinstance(record, _Steps) and count > first:
+                if isinstance(record, KeptSteps) and count > first:
                     chunks.append(record.chunk(first, count, call.t, x.shape, number))
                 if call.t == landings[-1]:
                     break
@@ -134,7 +139,7 @@ class RowGraphs(Solves):
         room.leave()
         if not self.count_steps(problem, nfe, sizes, tries, forced):
             return None
-        return Walked(chunks, answers(problem, end, outputs), times)
+        return Walked(chunks, answers(problem, end, outputs if between else ()), times)
 
     def _room(self, use: Use, x: Tensor, before: Room | None) -> Room:
         """Where the code of F on a piece works; the room of the piece before it, if the code is the same."""
@@ -142,7 +147,7 @@ class RowGraphs(Solves):
         if before is not None and before.code is code:
             before.show(inputs)
             return before
-        room = Room.take(code, x, _threads(len(x), code.lanes), inputs)
+        room = Room.take(code, x, _threads(x.shape[0], code.lanes), inputs)
         if before is not None:
             room.follow(before)
             before.leave()
@@ -151,7 +156,8 @@ class RowGraphs(Solves):
     @staticmethod
     def _shape(code: Code, x: Tensor) -> tuple[int, ...]:
         """Blocks of lanes, elements of a sample, lanes."""
-        return -(-len(x) // code.lanes), x.numel() // len(x), code.lanes
+        batch = x.shape[0]
+        return -(-batch // code.lanes), x.numel() // batch, code.lanes
 
     @staticmethod
     def _enter(problem: Problem, room: Room, number: int, start: float, landings: Sequence[float]) -> None:
@@ -201,11 +207,11 @@ class RowGraphs(Solves):
         return Walked(chunks, states, torch.tensor(between, dtype=torch.float64) if between else NO_TIMES)  # type: ignore[arg-type]
 
     def back(
-        self, problem: Problem, walked: Walked, leaves: Leaves, a: Tensor, cotangents: Sequence[Tensor | None]
+        self, problem: Problem, walked: RowWalked, leaves: Leaves, a: Tensor, cotangents: Sequence[Tensor | None]
     ) -> tuple[Tensor, ...]:
         """As `Graphs.back`."""
         x = problem.x0.detach()
-        ways = [self._way_back(use, leaves, x) for use in self.uses(problem, x.contiguous())]
+        ways = [self._way_back(use, leaves, x) for use in walked.uses]
         if any(way.code is None for way in ways):
             return self._back_as_a_whole(problem, walked, leaves, a, cotangents)
         a = a.detach().clone(memory_format=torch.contiguous_format)
@@ -214,7 +220,7 @@ class RowGraphs(Solves):
         for chunk in reversed(walked.chunks):
             assert isinstance(chunk, BlockChunk)
             code, wanted, numbers, inputs = ways[chunk.piece]
-            room = Room.take(code, x, _threads(len(x), code.lanes), inputs)
+            room = Room.take(code, x, _threads(x.shape[0], code.lanes), inputs)
             parts = {number: torch.empty_like(inputs[number]) for number in numbers}
             places, call = pointers(list(parts.values())), room.call
             call.x1, call.gradients, call.outputs = a.data_ptr(), addressof(places), len(cotangents)
@@ -280,63 +286,6 @@ class _Way(NamedTuple):
     wanted: dict[int, int]
     numbers: tuple[int, ...]
     inputs: list[Tensor]
-
-
-class _Steps:
-    """A record of steps that is kept, with room for so many.
-
-    Args:
-        x: a state.
-        capacity: steps.
-        shape: of a state in blocks of lanes.
-    """
-
-    def __init__(self, x: Tensor, capacity: int, shape: tuple[int, ...]):
-        self.ts, self.hs = (torch.empty(capacity + 1, dtype=torch.float64) for _ in range(2))
-        self.xs = x.new_empty(capacity, *shape)
-
-    def show(self, call: Walk) -> None:
-        """Tell C++ where it lies."""
-        call.ts, call.hs, call.xs = self.ts.data_ptr(), self.hs.data_ptr(), self.xs.data_ptr()
-
-    def sizes(self, first: int, last: int) -> list[float]:
-        """The sizes of some of them."""
-        return self.hs[first:last].tolist()
-
-    def chunk(self, first: int, last: int, end: float, shape: torch.Size, piece: int) -> BlockChunk:
-        """Some of them, the last of which ends at `end`."""
-        self.ts[last] = end
-        return BlockChunk(self.ts, self.hs, self.xs, last, shape, first, piece)
-
-
-class BlockChunk(Chunk):
-    """A part of the accepted grid whose states lie in blocks of lanes.
-
-    Args:
-        grid: ends of the steps.
-        sizes: of the steps, signed.
-        blocks: states at their starts, (steps, blocks, elements, lanes).
-        count: how many steps there are.
-        shape: of a state.
-        first: the first of them that belongs to this part.
-        piece: of depth, on which they lie.
-    """
-
-    def __init__(
-        self, grid: Tensor, sizes: Tensor, blocks: Tensor, count: int, shape: torch.Size, first: int, piece: int
-    ):
-        self.grid, self.sizes, self.blocks, self.count, self.shape = grid, sizes, blocks, count, shape
-        self.first, self.piece = first, piece
-
-    @property
-    def states(self) -> Tensor:  # type: ignore[override]
-        """The states, (steps, *shape)."""
-        rows = self.blocks[: self.count].transpose(2, 3).flatten(1, 2)[:, : self.shape[0]]
-        return rows.reshape(self.count, *self.shape)
-
-    def state(self, number: int) -> Tensor:
-        """One of them."""
-        return self.blocks[number].transpose(1, 2).flatten(0, 1)[: self.shape[0]].reshape(self.shape)
 
 
 def _rows(args: tuple[Any, ...], batch: int) -> set[int]:

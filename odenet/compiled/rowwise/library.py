@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odenet.compiled.report import RefusalError
+
 FLAGS = (
     "-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
     "-Wno-ignored-attributes", "-Wno-unknown-pragmas",
@@ -35,7 +37,7 @@ def library(source: str) -> ctypes.CDLL:
     """The functions of a C++ source.
 
     Raises:
-        RuntimeError: it cannot be compiled.
+        RefusalError: it cannot be compiled.
     """
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.runtime.cache_dir_utils import cache_dir
@@ -55,7 +57,7 @@ def library(source: str) -> ctypes.CDLL:
             )
             if made.returncode:
                 errors = [line for line in made.stderr.splitlines() if "error" in line]
-                raise RuntimeError(f"{compiler} cannot compile it: {(errors or [made.stderr])[0]}")
+                raise RefusalError(f"{compiler} cannot compile what was written for it: {(errors or [made.stderr])[0]}")
             os.replace(built, target)  # whoever else makes it makes the same
     return ctypes.CDLL(str(target))
 
