@@ -15,6 +15,7 @@ from odenet.compiled.captured.arithmetic import FORCED, TRIES, Arithmetic
 from odenet.compiled.captured.field import Arguments, Autocast, Field
 from odenet.compiled.captured.fixed import FixedWalk
 from odenet.compiled.captured.identity import Identity, layout
+from odenet.compiled.captured.proof import proven
 from odenet.compiled.captured.pullback import WayBack
 from odenet.compiled.captured.replay import NotCapturedError
 from odenet.compiled.record import LARGEST_RECORD, Chunk, Grid, Solves, Walked, answers, inside
@@ -52,7 +53,7 @@ class CapturedGraphs(Solves):
         super().__init__(problem)
         if fused is None:
             fused = problem.x0.device.type == "cuda" and torch.cuda.is_available()
-        self._arithmetic = self._fused(problem.x0.device) if fused else Arithmetic(self.tableau, self.control)
+        self._arithmetic = self._fused(problem.x0) if fused else Arithmetic(self.tableau, self.control)
         self._walks: OrderedDict[Hashable, Any] = OrderedDict()
         self._backs: OrderedDict[Hashable, WayBack] = OrderedDict()
         self._forgotten = 0
@@ -76,14 +77,24 @@ class CapturedGraphs(Solves):
                 raise
             return walk(problem, keep, autocast)
 
-    def _fused(self, device: torch.device) -> Arithmetic:
-        """The arithmetic in Triton kernels, where there is Triton."""
+    def _fused(self, x0: Tensor) -> Arithmetic:
+        """The arithmetic in Triton kernels, where there is Triton and they compute what they should."""
         try:
             from odenet.compiled.captured.fused import Fused
-
-            return Fused(self.tableau, self.control, device)
         except ImportError:
             return Arithmetic(self.tableau, self.control)
+        try:
+            wrong = proven(self.tableau, self.control, x0.device, x0.dtype)
+        except Exception as error:  # as where there is no C compiler
+            log.warning("odenet captures steps without kernels of its own: %s", error)
+            return Arithmetic(self.tableau, self.control)
+        if wrong is not None:
+            log.warning(
+                "odenet captures steps without kernels of its own: on %s they give other values for %s than PyTorch",
+                x0.device, wrong,
+            )  # fmt: skip
+            return Arithmetic(self.tableau, self.control)
+        return Fused(self.tableau, self.control, x0.device)
 
     def _without_kernels(self, error: Exception) -> bool:
         """Go on without the Triton kernels, if they may be what failed, as they do without a C compiler."""
