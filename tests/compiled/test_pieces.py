@@ -171,7 +171,7 @@ def test_samples_that_see_each_other_over_several_pieces(x, rows, traced, monkey
     agree(weights, x, ode(), within=1e-10, back=True)
     agree(weights, x, ode(), within=1e-10, ts=[0.0, 0.3, 1.7])
     monkeypatch.setattr(record, "FIRST_RECORD", 8)
-    agree(weights, x, ode(rtol=1e-6, atol=1e-6, stops=(0.2, 0.25, 1.1)), within=1e-10)
+    agree(weights, x, ode(rtol=1e-6, atol=1e-6, stops=(0.2, 0.25, 1.1)), within=1e-9)  # h is rounded otherwise
 
 
 def test_arguments_with_a_row_for_each_sample_in_graphs_of_the_whole_batch(traced, x):
