@@ -35,18 +35,19 @@ def make_scheme(
         gradient: name of the gradient method; None for `default_gradient`, or "autograd" with torchdiffeq.
         backend: name of the backend.
         default_gradient: what None means with the native backend.
-        **numerics: the other fields of `Scheme`.
+        **numerics: the other fields of `Scheme`; of the options, None means none.
 
     Raises:
         InputError: a value that cannot be used, or two that cannot be used together.
     """
-    words = {"solver": solver, "gradient": gradient, "backend": backend, "default": default_gradient, **numerics}
-    plain = all(isinstance(v, PLAIN) or (type(v) in (tuple, dict) and not v) for v in words.values())
-    key = plain and tuple((name, type(v), v or 0) for name, v in words.items())
-    if plain and key in _schemes:
+    words = (solver, gradient, backend, default_gradient, *numerics.values())
+    key = (words, *map(type, words), *numerics)
+    try:
         return _schemes[key]
+    except (KeyError, TypeError):  # of which the latter stands for a word that cannot be remembered
+        pass
     scheme = _checked(solver, gradient, backend, default_gradient, numerics)
-    if plain:
+    if all(isinstance(word, PLAIN) or (type(word) is tuple and not word) for word in words):
         if len(_schemes) >= MOST_SCHEMES:
             _schemes.clear()
         _schemes[key] = scheme
@@ -59,6 +60,9 @@ def _checked(
     if not isinstance(numerics.get("steps"), bool | None):
         with contextlib.suppress(TypeError):
             numerics["steps"] = index(numerics["steps"])  # an integer of NumPy or torch is one too
+    for name in ("options", "gradient_options"):
+        if not numerics.get(name):
+            numerics.pop(name, None)
     if gradient is None:
         gradient = default_gradient if backend == "native" else "autograd"
     check_options("argument", numerics, [entry.name for entry in fields(Scheme)])
@@ -195,7 +199,7 @@ def solve(
         per_sample=per_sample,
         per_sample_args=per_sample_args,
         compile=compile,
-        options=options or {},
-        gradient_options=gradient_options or {},
+        options=options or None,
+        gradient_options=gradient_options or None,
     )
     return run(weights_over_depth(F, weights, steps), x0, t_span, scheme, ts, args, dense, event)

@@ -79,8 +79,8 @@ class ODEBlock(Block):
             max_steps=max_steps,
             max_nfe=max_nfe,
             compile=compile,
-            options=options or {},
-            gradient_options=gradient_options or {},
+            options=options or None,
+            gradient_options=gradient_options or None,
             **numerics,
         )
         super().__init__(weights_over_depth(F, weights, steps), scheme, t0, t1, regularisers)

@@ -72,7 +72,7 @@ class ResNet(Block):
             max_steps=max(MAX_STEPS, steps if isinstance(steps, int) else 0),
             max_nfe=max_nfe,
             compile=compile,
-            options=options or {},
-            gradient_options=gradient_options or {},
+            options=options or None,
+            gradient_options=gradient_options or None,
         )
         super().__init__(weights_over_depth(F, weights, steps), scheme, t0, t1, regularisers)

@@ -124,6 +124,7 @@ class Room:
         self.call.inputs, self.call.work = ctypes.addressof(self._places), self._work.data_ptr()
         self._end = ctypes.addressof(self.call) + Walk.t1.offset
         self._landings: Any = None
+        self._entered: tuple[float, float] | None = None
         self._held: Sequence[Tensor] = ()
 
     @classmethod
@@ -148,7 +149,7 @@ class Room:
         """Go on with what another room has begun."""
         inputs, work = self.call.inputs, self.call.work
         ctypes.pointer(self.call)[0] = other.call
-        self.call.inputs, self.call.work, self.told = inputs, work, ()
+        self.call.inputs, self.call.work, self.told, self._entered = inputs, work, (), None
 
     def enter(
         self, start: float, end: float, shown: Mapping[float, float] = NOT_SHOWN, stops: Sequence[float] = ()
@@ -162,7 +163,11 @@ class Room:
             stops: times before the end at which a step has to end.
         """
         call = self.call
-        call.begin, call.t1, call.fresh = start, end, 1
+        call.fresh = 1
+        if self._entered == (start, end) and not shown and not stops:
+            return
+        self._entered = None if shown or stops else (start, end)
+        call.begin, call.t1 = start, end
         call.begin_shown, call.t1_shown = shown.get(start, start), shown.get(end, end)
         call.landing = self._end
         if stops:
