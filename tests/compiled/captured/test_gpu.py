@@ -4,31 +4,15 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
 
 import odenet
-from odenet import compiled
 from odenet.compiled import CompileWarning
-from odenet.compiled.captured import CapturedGraphs
 from odenet.compiled.captured.replay import without_waiting
 from odenet.solvers import solvers
-from tests.compiled.captured.smooth import Smooth
+from tests.compiled.captured.smooth import Image, Smooth
 from tests.compiled.test_compiled import EXPLICIT, agree, solved, ts
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def captures(monkeypatch):
-    """What solves on a GPU with compile=True are walked by."""
-    made = []
-
-    def make(problem):
-        made.append(CapturedGraphs(problem))
-        return made[-1]
-
-    monkeypatch.setattr(compiled, "_graphs", make)
-    return made
 
 
 @pytest.fixture
@@ -135,18 +119,6 @@ def test_after_a_capture_under_autocast_weights_have_gradients_and_values():
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in F.parameters())
     with torch.autocast("cuda", torch.bfloat16):
         torch.testing.assert_close(got, F(torch.zeros((), device="cuda"), y))
-
-
-class Image(nn.Module):
-    """GroupNorm, tanh, 3x3 convolution, of images whose channels lie together."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm, self.conv = nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3, padding=1)
-
-    def forward(self, t, x):
-        assert x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        return self.conv(torch.tanh(self.norm(x))) * torch.cos(t)
 
 
 @pytest.mark.parametrize("scheme", [{"solver": "rk4", "steps": 3}, {"rtol": 1e-3, "atol": 1e-3}], ids=str)

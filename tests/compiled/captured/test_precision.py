@@ -4,21 +4,9 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
 
 import odenet
-
-
-class Image(nn.Module):
-    """GroupNorm, tanh, 3x3 convolution, of images whose channels lie together."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm, self.conv = nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3, padding=1)
-
-    def forward(self, t, x):
-        assert x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        return self.conv(torch.tanh(self.norm(x))) * torch.cos(t)
+from tests.compiled.captured.smooth import Image
 
 
 @pytest.mark.parametrize("scheme", [{"solver": "rk4", "steps": 3}, {"rtol": 1e-3, "atol": 1e-3}], ids=str)
