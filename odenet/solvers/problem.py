@@ -85,6 +85,7 @@ class Problem:
         self.callbacks: Callbacks | None = None
         self.backward_callbacks: Callbacks | None = None
         self.ends: StepEnds | None = None
+        self._functions: list[Callable[..., Tensor]] | None = None
         self._pieces = pieces_of_depth(self.t0, self.t1, weights.knots, scheme.jumps)
         self._spans = None if scheme.adaptive else self._grid()
 
@@ -139,10 +140,12 @@ class Problem:
             )
         return g.reshape(-1).clone()
 
-    @cached_property
+    @property
     def functions(self) -> list[Callable[..., Tensor]]:
         """F on every piece of depth."""
-        return [self.weights.piece(piece.weights, self.t0, self.t1) for piece in self._pieces]
+        if self._functions is None:
+            self._functions = [self.weights.piece(piece.weights, self.t0, self.t1) for piece in self._pieces]
+        return self._functions
 
     @property
     def resolution(self) -> float:

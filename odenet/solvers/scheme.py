@@ -20,6 +20,7 @@ from odenet.solvers.stepper import Stepper
 from odenet.solvers.times import host_times
 
 DEFAULT_TOLERANCE = 1e-3
+AUTOCAST = ("cpu", "cuda", "mps", "xpu")  # devices that have it
 ON_FAILURE = ("raise", "status")
 COMPILE = ("auto", True, False)
 FIXED_BY = ("steps", "step_size", "grid")
@@ -175,7 +176,7 @@ class Scheme:
                 f"rtol={rtol:g} is below what {dtype} resolves ({torch.finfo(dtype).eps:.2g}); "
                 "raise rtol or use torch.float64"
             )
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        if device in AUTOCAST and torch.is_autocast_enabled(device):
             low = torch.get_autocast_dtype(device)
             if rtol < torch.finfo(low).eps:
                 warnings.warn(
