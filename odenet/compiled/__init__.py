@@ -18,6 +18,7 @@ from odenet.compiled.scope import SEVERAL, Leaves, compiler_missing, of_F, of_pr
 from odenet.solvers.problem import Problem
 from odenet.solvers.scheme import Scheme
 from odenet.solvers.solution import Solution
+from odenet.solvers.states import Packed
 
 if TYPE_CHECKING:
     from odenet.compiled.walk import Graphs
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from odenet.solvers.stats import Stats
 
 ENOUGH, SMALL = 2000, 2**16
+TREE = "the state is a tree of tensors; put them in one, (batch, ...), and take it apart in F"
 
 
 @dataclass
@@ -128,8 +130,11 @@ def graphs_of(problem: Any, entry: Entry, refusal: str | None, make: Callable[[A
 
 
 def entry_of(problem: Problem | SampleProblem) -> Entry | None:
-    """What is known of the solves of this F by this scheme; None if nothing can be remembered of F."""
+    """What is known of the solves of this F by this scheme; None if nothing can be remembered of F, or its state is a
+    tree."""
     weights = problem.weights
+    if isinstance(weights, Packed):  # made anew for every solve
+        return decline(problem.scheme, TREE)
     F = weights if weights.varies else weights.piece(0)
     try:
         entries = _entries.setdefault(F, {})

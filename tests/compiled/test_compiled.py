@@ -276,3 +276,18 @@ def test_compiled_on_a_gpu():
     F = odenet.residual.MLP(3, width=16, norm="none").cuda()
     for scheme in (FIXED, {"rtol": 1e-4, "atol": 1e-4}):
         agree(F, torch.randn(7, 3, device="cuda"), within=1e-4, counts=(), **scheme)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_a_state_that_is_a_tree_is_walked_eagerly_and_said_once(per_sample, x, monkeypatch):
+    monkeypatch.setattr(compiled, "_declined", set())
+
+    def F(t, x):
+        return {"a": -x["a"], "b": x["a"] * x["b"].cos()}
+
+    tree, scheme = {"a": x, "b": x + 1}, {"rtol": 1e-6, "atol": 1e-6, "per_sample": per_sample}
+    with pytest.warns(CompileWarning, match="the state is a tree of tensors; put them in one") as warned:
+        first, second = (odenet.solve(F, tree, compile=True, **scheme).last for _ in range(2))
+    assert len([w for w in warned if w.category is CompileWarning]) == 1
+    eager = odenet.solve(F, tree, compile=False, **scheme).last
+    assert all(torch.equal(first[name], eager[name]) and torch.equal(second[name], eager[name]) for name in tree)
