@@ -157,6 +157,26 @@ def size_by_probe(sizes: Tensor, slope: Tensor, x: Tensor, k: Tensor, order: int
     return torch.where(torch.isfinite(d2), found, h0)
 
 
+def sizes_after(
+    controller: Controller, order: int, step: tuple[Tensor, Tensor, Tensor], errors: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The next h if a step is accepted, and if it is not, as `Controller` has them.
+
+    Args:
+        controller: picks them.
+        order: of its error estimate.
+        step: h as it was wanted, as it was taken, and whether it landed.
+        errors: of the step, of the accepted one before it and of that before.
+    """
+    (h, length, lands), (error, e1, e2) = step, errors
+    b1, b2, b3 = (beta / order for beta in controller.exponents)
+    accept = controller.safety * error.clamp(min=LEAST) ** (-b1) * e1 ** (-b2) * e2 ** (-b3)
+    accept = length * accept.clamp(controller.least, controller.grow)
+    accept = torch.where(lands, torch.maximum(h, accept), accept)
+    retry = length * (controller.safety * error ** (-1 / order)).clamp(controller.shrink, 1.0)
+    return accept, torch.where(torch.isfinite(error), retry, length * controller.shrink)
+
+
 def once(wanted: Tensor, value: Tensor, find: Callable[[], Tensor]) -> Tensor:
     """What `find` gives if that is wanted, found then alone; else `value`. It may not use views of one tensor."""
     count = wanted.to(torch.int64)
@@ -181,7 +201,6 @@ def adaptive(tableau: Tableau, controller: Controller, order: int, estimate: boo
         at the end of the record or where it was to land, and x and F there.
     """
     s, fsal = tableau.stages, tableau.fsal
-    b1, b2, b3 = (beta / order for beta in controller.exponents)
 
     def solve(
         F: Field, numbers: Tensor, going: Tensor, x0: Tensor, k0: Tensor, args: Any, buffers: tuple[Tensor, ...],
@@ -235,12 +254,7 @@ def adaptive(tableau: Tableau, controller: Controller, order: int, estimate: boo
                     (times == t_next).reshape(-1, *[1] * x.dim()), x_next, outputs_of(tableau, span, x, stages, times)
                 )
                 outputs.copy_(torch.where(inside.reshape(-1, *[1] * x.dim()), values, outputs))
-            length = signed.abs()
-            accept = controller.safety * error.clamp(min=LEAST) ** (-b1) * e1 ** (-b2) * e2 ** (-b3)
-            accept = length * accept.clamp(controller.least, controller.grow)
-            accept = torch.where(lands, torch.maximum(h, accept), accept)
-            retry = length * (controller.safety * error ** (-1 / order)).clamp(controller.shrink, 1.0)
-            retry = torch.where(finite, retry, length * controller.shrink)
+            accept, retry = sizes_after(controller, order, (h, signed.abs(), lands), (error, e1, e2))
             x = torch.where(ok, x_next, x)
             t = torch.where(ok, t_next, t)
             k = torch.where(ok, stages[-1], k) if fsal else f(t, x)

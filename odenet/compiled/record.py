@@ -133,21 +133,16 @@ class Solves:
             self._grid = Grid.of(spans, device)
         return self._grid
 
-    def count_adaptive(self, problem: Problem, sizes: list[float], tries: int, forced: int, starts: int = 1) -> bool:
+    def count_steps(self, problem: Problem, nfe: int, sizes: list[float], tries: int, forced: int) -> bool:
         """Count an adaptive solve; False, with nothing counted, if it took more evaluations than it may.
 
         Args:
             problem: what was solved.
+            nfe: evaluations of F.
             sizes: of the accepted steps, signed.
             tries: accepted and rejected steps.
             forced: steps that were accepted at h_min whatever their error.
-            starts: how often F was evaluated where the walk begins, and for a first step.
         """
-        nfe = starts * (2 if problem.scheme.first_step is None else 1) + tries * self.tried
-        return self.count_steps(problem, nfe, sizes, tries, forced)
-
-    def count_steps(self, problem: Problem, nfe: int, sizes: list[float], tries: int, forced: int) -> bool:
-        """The same, where the evaluations of F are counted already."""
         scheme, stats, accepted = problem.scheme, problem.stats, len(sizes)
         if scheme.max_nfe is not None and nfe > scheme.max_nfe:
             return False

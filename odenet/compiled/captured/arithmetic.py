@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet.compiled.graphs import error_ratio, first_probe, outputs_of, rms, size_by_probe
-from odenet.solvers.control import LEAST, LEAST_ERROR, NONFINITE_RETRIES, STRETCH, Controller
+from odenet.compiled.graphs import error_ratio, first_probe, outputs_of, rms, size_by_probe, sizes_after
+from odenet.solvers.control import LEAST_ERROR, NONFINITE_RETRIES, STRETCH, Controller
 from odenet.solvers.explicit import combine
 from odenet.solvers.tableau import Tableau
 
@@ -138,7 +138,6 @@ def planned(rows: int) -> Piece:
 
 def judged(tableau: Tableau, controller: Controller, order: int, rows: int, keep: bool) -> Piece:
     """What a trial leads to."""
-    b1, b2, b3 = (beta / order for beta in controller.exponents)
     fsal = tableau.fsal
 
     def judge(
@@ -149,17 +148,11 @@ def judged(tableau: Tableau, controller: Controller, order: int, rows: int, keep
         span, (h, landing), active = plan[0], plan[1].unbind(), plan[2]
         (n, t, _, e1, e2, tries, forced, bad, _), (_, t_next, signed) = ledger[:HEADER].unbind(), span.unbind()
         sign, rtol, atol, h_min = given[1:5].unbind()
-        lands = landing != 0
         weight = atol.to(x.dtype) + rtol.to(x.dtype) * torch.maximum(x.abs(), x_next.abs())
         error = error_ratio(tableau, size, stages, weight, rms)
         finite = torch.isfinite(error)
         ok = active & finite & ((error <= 1) | (h <= h_min))
-        length = signed.abs()
-        accept = controller.safety * error.clamp(min=LEAST) ** (-b1) * e1 ** (-b2) * e2 ** (-b3)
-        accept = length * accept.clamp(controller.least, controller.grow)
-        accept = torch.where(lands, torch.maximum(h, accept), accept)
-        retry = length * (controller.safety * error ** (-1 / order)).clamp(controller.shrink, 1.0)
-        retry = torch.where(finite, retry, length * controller.shrink)
+        accept, retry = sizes_after(controller, order, (h, signed.abs(), landing != 0), (error, e1, e2))
         after = torch.stack([
             n + ok.to(F64), torch.where(ok, t_next, t), torch.where(ok, accept, retry),
             torch.where(ok, error.clamp(min=LEAST_ERROR), e1), torch.where(ok, e1, e2), tries + 1,
