@@ -1,7 +1,6 @@
 """Samples with their own steps in lanes: the states, gradients and counts of eager solves, and of each sample alone."""
 
 import math
-import warnings
 
 import pytest
 import torch
@@ -293,14 +292,6 @@ def test_one_F_is_compiled_once_for_every_batch(caplog):
         ).last.sum().backward()
     assert caplog.text.count("odenet compiled a solve") == 1
     assert caplog.text.count("odenet compiled its gradient") == 1
-
-
-def test_outputs_inside_given_steps_are_walked_eagerly():
-    with pytest.warns(CompileWarning, match="have to be ends"):
-        solved(Driven(), True, t1=0.04, ts=[0.01, 0.04], steps=7, rtol=None, atol=None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        solved(Driven(), True, t1=0.04, ts=[0.02, 0.04], steps=4, rtol=None, atol=None)
 
 
 def test_which_arguments_belong_to_the_samples_is_seen_at_every_call():

@@ -9,7 +9,7 @@ import torch
 from odenet import compiled
 from odenet.compiled.report import uncaptured
 from odenet.compiled.rowwise import NotRowwiseError
-from odenet.compiled.scope import GRADIENTS, MOST_OUTPUTS, SEVERAL, of_state
+from odenet.compiled.scope import GRADIENTS, MOST_OUTPUTS, of_state
 from odenet.errors import SolveError
 from odenet.solvers.explicit import ExplicitRungeKutta
 from odenet.solvers.per_sample import SampleProblem, SampleSolution
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ENOUGH_EVALUATIONS = 60_000
 GIVEN = "steps that are given are compiled on a CPU only, row by row"
+PIECES = "pieces of depth, stops and jumps of each sample are compiled on a CPU only, row by row"
 
 
 def solve_samples(problem: SampleProblem) -> SampleSolution | None:
@@ -45,12 +46,14 @@ def solve_samples(problem: SampleProblem) -> SampleSolution | None:
     graphs = compiled.graphs_of(problem, entry, _reason(problem), _graphs)
     if graphs is None:
         return None
+    if not graphs.takes_all and (reason := _reason_in_rounds(problem)) is not None:
+        return compiled.refused(problem, entry, reason, lasting=False)
     try:
         try:
             solution = _solved(problem, entry, graphs)
         except NotRowwiseError as refusal:
-            if not scheme.adaptive:
-                return compiled.refused(problem, entry, f"{GIVEN}, and of F it cannot be made: {refusal}")
+            if (reason := _reason_in_rounds(problem)) is not None:
+                return compiled.refused(problem, entry, f"{reason}, and this F is not: {refusal}")
             entry.graphs = _rounds(problem)
             solution = _solved(problem, entry, entry.graphs)
     except SolveError:
@@ -84,29 +87,41 @@ def _reason(problem: SampleProblem) -> str | None:
     scheme, stepper = problem.scheme, problem.stepper
     if type(stepper) is not ExplicitRungeKutta:
         return f"only explicit Runge-Kutta methods are compiled, not {scheme.solver!r}"
-    if not scheme.adaptive and problem.x0.device.type != "cpu":
-        return GIVEN
     if scheme.gradient not in GRADIENTS:
         return f"the compiled way back keeps every state, which is not gradient={scheme.gradient!r}"
-    table = problem.field.timetable
-    if problem.weights.pieces != 1 or scheme.jumps:
-        return SEVERAL
-    if table.end.shape[1] > 1:
-        return "stops are looked at from the host"
     if problem.events or problem.dense:
         return "events and dense=True look at steps from the host"
     if scheme.norm is not None or any(isinstance(tolerance, torch.Tensor) for tolerance in scheme.tolerances):
         return "norm and tolerances per element are looked at from the host"
-    if problem.ts is not None and problem.grids is not None:
-        if not bool((problem.ts[:, None] == problem.grids.times[problem.grids.index].T).any(1).all()):
-            return "outputs of steps that are given have to be ends of them"
-    elif problem.ts is not None and bool(((problem.ts != problem.t0) & (problem.ts != problem.t1)).any()):
-        tableau = stepper.tableau
-        if tableau.dense is None or tableau.dense_c or not tableau.fsal or tableau.stages > tableau.used + 1:
-            return f"outputs inside the steps of {scheme.solver!r} need more evaluations of F"
-        if len(problem.ts) > MOST_OUTPUTS:
-            return f"more than {MOST_OUTPUTS} outputs are cheaper eagerly"
+    tableau = stepper.tableau
+    if _inside(problem) and (tableau.dense_c or (scheme.adaptive and not tableau.fsal)):
+        return f"outputs inside the steps of {scheme.solver!r} need more evaluations of F"
     return of_state(problem.x0)
+
+
+def _inside(problem: SampleProblem) -> bool:
+    """Whether there are outputs inside steps, as far as that is known before the walk."""
+    ts = problem.ts
+    if ts is None or not bool(((ts != problem.t0) & (ts != problem.t1)).any()):
+        return False
+    grids = problem.grids
+    return grids is None or not bool((ts[:, None] == grids.times[grids.index].T).any(1).all())
+
+
+def _reason_in_rounds(problem: SampleProblem) -> str | None:
+    """Why a problem is not compiled as rounds over a batch, or None."""
+    scheme, stepper = problem.scheme, problem.stepper
+    if not scheme.adaptive:
+        return GIVEN
+    if problem.weights.pieces > 1 or scheme.jumps or problem.field.timetable.end.shape[1] > 1:
+        return PIECES
+    assert isinstance(stepper, ExplicitRungeKutta)
+    tableau = stepper.tableau
+    if _inside(problem) and (tableau.dense is None or tableau.stages > tableau.used + 1):
+        return f"outputs inside the steps of {scheme.solver!r} need more evaluations of F"
+    if problem.ts is not None and len(problem.ts) > MOST_OUTPUTS:
+        return f"more than {MOST_OUTPUTS} outputs are cheaper eagerly"
+    return None
 
 
 def _solved(problem: SampleProblem, entry: compiled.Entry, graphs: Any) -> SampleSolution | None:

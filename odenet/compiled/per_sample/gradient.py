@@ -113,6 +113,7 @@ def record_of(problem: SampleProblem, walked: Walked, outputs: Outputs) -> tuple
                 )
                 for i, row in due.nonzero().tolist()
             ]
-            record.rounds.append(Round(samples, torch.zeros_like(samples), (t, t_next), None, takes))
+            segments = torch.zeros_like(samples) if phase.segments is None else phase.segments[n, rows]
+            record.rounds.append(Round(samples, segments, (t, t_next), None, takes))
             kept.append(phase.record[1][n].index_select(0, rows.to(problem.x0.device)))
     return record, kept

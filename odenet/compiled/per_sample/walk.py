@@ -36,12 +36,14 @@ class Phase:
         steps: the most of them.
         record: starts and ends of the steps, (2, steps, rows), and the states at their starts, (steps, rows, ...),
             those of a row up to its own number of accepted steps.
+        segments: of each step, on which segment of its way, (steps, rows) on the host; None if there is one.
     """
 
     samples: Tensor
     accepted: Tensor
     steps: int
     record: tuple[Tensor, Tensor]
+    segments: Tensor | None = None
 
 
 @dataclass
@@ -75,6 +77,7 @@ class SampleGraphs:
     """
 
     takes_autocast = False
+    takes_all = False
 
     def __init__(self, problem: SampleProblem):
         scheme = problem.scheme

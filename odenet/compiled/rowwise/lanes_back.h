@@ -3,20 +3,21 @@
 // A lane without a sample goes over a step of length zero with the cotangent zero.
 constexpr long KEPT = KEPT_SIZE * R;
 constexpr long OWN =
-    (S * (3 * BLOCK + KEPT) + 3 * BLOCK + (SCRATCH_SIZE + ROWS_SIZE) * R + SUMS_SIZE + 16 * 16) / 16 * 16;
+    (L * (3 * BLOCK + KEPT) + 3 * BLOCK + (SCRATCH_SIZE + ROWS_SIZE) * R + SUMS_SIZE + 16 * 16) / 16 * 16;
 
 struct Lanes {
   const Samples* c;
   const T* s;
   Inputs inputs;
+  Shown shown;
   T *g, *ys, *k, *back, *a, *cot, *b, *w;
   long sample[R], step[R], number[R], active = 0;
   alignas(64) double t[R], t_next[R], h[R];
 
   Lanes(const Samples* c, const T* s, T* p)
-      : c(c), s(s), inputs(c, p), g(next(p, SUMS_SIZE)), ys(next(p, S * BLOCK)), k(next(p, S * BLOCK)),
-        back(next(p, S * BLOCK)), a(next(p, BLOCK)), cot(next(p, BLOCK)), b(next(p, SCRATCH_SIZE * R)),
-        w(next(p, S * KEPT)) {
+      : c(c), s(s), inputs(c, p), shown(c), g(next(p, SUMS_SIZE)), ys(next(p, L * BLOCK)), k(next(p, L * BLOCK)),
+        back(next(p, L * BLOCK)), a(next(p, BLOCK)), cot(next(p, BLOCK)), b(next(p, SCRATCH_SIZE * R)),
+        w(next(p, L * KEPT)) {
     std::memset(g, 0, SUMS_SIZE * sizeof(T));
   }
 
@@ -46,6 +47,8 @@ struct Lanes {
   void load(long r) {
     const long n = step[r];
     t[r] = c->ts[n], t_next[r] = c->ends[n], h[r] = c->sizes[n];
+    if (c->segments > 1) shown.enter(r, sample[r] * c->segments + c->segment[n]);
+    else shown.enter(r, sample[r]);
     put(c->xs + n * D, D, r, ys);
   }
   // k_i += h w_i seed for the outputs inside the steps, once `inside` is set; those at their ends are added to a before
@@ -63,9 +66,9 @@ struct Lanes {
           break;
         }
         if (!at_end) {
-          double weights[S];
+          double weights[L];
           dense((time - t[r]) / h[r], weights);
-          for (long i = 0; i < S; i++)
+          for (long i = 0; i < SLOPES; i++)
             for (long e = 0; e < D; e++) k[i * BLOCK + e * R + r] += T(h[r] * weights[i]) * seed[e];
         }
         for (long e = 0; e < D; e++) a[e * R + r] += seed[e];
@@ -75,14 +78,15 @@ struct Lanes {
   }
   void go() {
     alignas(64) T time[R], size[R];
-    EACH_LANE time[r] = T(t[r]), size[r] = T(h[r]);
+    EACH_LANE size[r] = T(h[r]);
+    shown(t, time);
     const bool inside = c->outputs && seeds(false);
-    const long used = inside ? S : USED;
+    const long used = inside ? SLOPES : USED;
     const T* const* given = inputs.given.data();
     forward(given, s, time, ys, w, k);
     for (long i = 1; i < used; i++) {
       combine(ys, size, A[i], i, k, ys + i * BLOCK);
-      moments(i, t, t_next, h, time);
+      shown(i, t, t_next, h, time);
       forward(given, s, time, ys + i * BLOCK, w + i * KEPT, k + i * BLOCK);
     }
     // k now takes the cotangents of the stages
@@ -91,7 +95,7 @@ struct Lanes {
         at(k + i * BLOCK, v) = at(size, v % NV) * T(i < USED ? B[i] : 0) * at(a, v);
     if (inside) seeds(true);
     for (long i = used - 1; i >= 0; i--) {
-      moments(i, t, t_next, h, time);
+      shown(i, t, t_next, h, time);
       std::memcpy(cot, k + i * BLOCK, BLOCK * sizeof(T));
       for (long j = i + 1; j < used; j++)
         if (A[j][i] != 0)
@@ -118,7 +122,7 @@ struct Lanes {
       for (long r = 0; r < R; r++) {
         if (sample[r] < 0) continue;
         step[r] = c->before[step[r]];
-        if (step[r] >= 0) load(r);
+        if (step[r] >= c->first) load(r);
         else evict(r), take(r);
       }
     }

@@ -6,26 +6,28 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from odenet.compiled.per_sample.walk import Phase
-from odenet.solvers.per_sample import SampleProblem
-from odenet.solvers.tableau import Tableau
+from odenet.compiled.rowwise.field import Use
 
 F64 = torch.float64
-FIELDS = ("t", "h", "error", "the error before", "bad", "tries", "accepted", "forced", "last", "upcoming")
-TRIES, ACCEPTED, FORCED, LAST, UPCOMING = range(5, 10)
+FIELDS = ("t", "h", "error", "the error before", "bad", "tries", "accepted", "forced", "last", "upcoming", "segment")
+TRIES, ACCEPTED, FORCED, LAST, UPCOMING, SEGMENT = range(5, 11)
+GOES_ON, BEGINS, RENEWED = range(3)
 
 NUMBERS = ("rtol", "atol", "h_min", "h_max", "max_steps", "first_step")
 COUNTS = (
     "batch", "moving", "threads", "inputs", "outputs", "fresh", "keep", "capacity", "base", "used", "failed", "padded",
-    "width",
+    "width", "segments", "first",
 )  # fmt: skip
 PLACES = (
-    "given", "begin", "end", "x", "slope", "at", "order", "times", "at_times", "whose", "before", "tried", "ts", "ends",
-    "sizes", "xs", "grid", "grid_size", "which", "work", "a", "seeds", "inner", "gradients",
+    "given", "begin", "end", "first_end", "landings", "anew", "shown", "until", "x", "slope", "at", "order", "times",
+    "at_times", "whose", "before", "tried", "segment", "ts", "ends", "sizes", "xs", "grid",
+    "grid_size", "which", "work", "a", "seeds", "inner", "gradients",
 )  # fmt: skip
 
 
@@ -44,14 +46,17 @@ class Record:
     """Accepted steps in the order in which they were made; those of a sample in their order.
 
     Attributes:
-        steps: of each its sample, the step of that sample before it or -1, and which try it was, (3, capacity).
+        steps: of each its sample, the step of that sample before it or -1, which try it was, and on which segment of
+            the sample's way if there are several, (4, capacity).
         times: where it begins and ends, and its signed size, (3, capacity).
+        inner: whether times of the answer lie inside a given step, (capacity,) or none.
         xs: the states at the starts, (capacity, ...), or none.
         count: how many there are.
     """
 
     steps: Tensor
     times: Tensor
+    inner: Tensor
     xs: Tensor
     count: int
 
@@ -61,14 +66,27 @@ class Record:
         if len(parts) == 1:
             return parts[0]
         steps, times = (torch.cat([getattr(p, name)[:, : p.count] for p in parts], 1) for name in ("steps", "times"))
-        return cls(steps, times, torch.cat([p.xs[: p.count] for p in parts]), sum(p.count for p in parts))
+        inner, xs = (torch.cat([getattr(p, name)[: p.count] for p in parts]) for name in ("inner", "xs"))
+        return cls(steps, times, inner, xs, sum(p.count for p in parts))
 
     def show(self, call: Samples) -> None:
         """Tell C++ where it lies."""
         call.capacity = self.steps.shape[1]
-        call.whose, call.before, call.tried = _rows(self.steps)
+        call.whose, call.before, call.tried, call.segment = _rows(self.steps)
         call.ts, call.ends, call.sizes = _rows(self.times)
-        call.xs = self.xs.data_ptr()
+        call.inner, call.xs = self.inner.data_ptr(), self.xs.data_ptr()
+
+
+class Stretch(NamedTuple):
+    """The steps on a piece of weights.
+
+    Attributes:
+        use: F there.
+        first: the first step of the record that lies there.
+    """
+
+    use: Use
+    first: int
 
 
 @dataclass
@@ -81,6 +99,7 @@ class Walked:
         ends: the last state of each sample, (batch, ...).
         times: times of the answer, (times, batch), if some lie inside a sample's interval; else none.
         outputs: the states there.
+        pieces: of weights, in the order in which they were walked.
     """
 
     record: Record
@@ -88,6 +107,7 @@ class Walked:
     ends: Tensor
     times: Tensor
     outputs: Tensor
+    pieces: list[Stretch]
 
     @cached_property
     def phases(self) -> list[Phase]:
@@ -100,68 +120,11 @@ class Walked:
         ends[:, place, whose[order]] = self.record.times[:2, order]
         xs = self.ends.new_zeros(most, *self.ends.shape)
         xs[place, whose[order]] = self.record.xs[order]
-        return [Phase(torch.arange(len(accepted)), accepted, most, (ends, xs))]
-
-
-def count(problem: SampleProblem, tableau: Tableau, at: Tensor, record: Record, padded: int) -> bool:
-    """Count a solve as the eager loop does; False, with nothing counted, if it took more than it may.
-
-    Args:
-        problem: what was solved.
-        tableau: by which method.
-        at: numbers of each sample where it ended.
-        record: the accepted steps.
-        padded: evaluations of F for lanes, empty ones included.
-    """
-    scheme, stats, each, steps = problem.scheme, problem.stats, problem.stats.samples, record.count
-    assert each is not None
-    tries, accepted, forced = at[TRIES : FORCED + 1].long()
-    most = int(tries.max())
-    if not scheme.adaptive:
-        nfe, calls = tableau.used * tries, tableau.used * most
-    else:
-        moving = problem.field.timetable.count > 0
-        starts, a_try = 2 if scheme.first_step is None else 1, tableau.stages - 1
-        nfe, calls = starts * moving + a_try * tries, starts * (most > 0) + a_try * most
-        if not tableau.fsal:  # F where steps begin that do not follow a rejected one
-            nfe = nfe + accepted - moving.long()
-            whose, _, tried = record.steps[:, :steps]
-            calls += _different(tried[record.times[1, :steps] != problem.t1[whose]])
-    if scheme.max_nfe is not None and bool((nfe > scheme.max_nfe).any()):
-        return False
-    each.nfe.copy_(nfe)
-    each.accepted, each.rejected, each.forced = accepted, tries - accepted, forced
-    each.history.append((record.steps[0, :steps], record.times[2, :steps].abs()))
-    each.evaluated, each.padded = int(nfe.sum()), padded
-    stats.nfe += calls
-    stats.accepted, stats.rejected, stats.forced = (int(part.sum()) for part in (accepted, each.rejected, forced))
-    return True
-
-
-def count_back(problem: SampleProblem, tableau: Tableau, accepted: Tensor, record: Record, inner: Tensor) -> None:
-    """Count a way back as the eager one does, which redoes the accepted steps of a round together.
-
-    Args:
-        problem: what was solved.
-        tableau: by which method.
-        accepted: steps of each sample.
-        record: the steps.
-        inner: for each whether there are outputs inside, or none.
-    """
-    stats, each, (whose, _, tried) = problem.stats, problem.stats.samples, record.steps[:, : record.count]
-    assert each is not None
-    each.nfe_backward += tableau.used * accepted
-    rounds = _different(tried)
-    calls = tableau.used * rounds
-    if len(inner) and tableau.stages > tableau.used:  # F at the ends of those steps
-        each.nfe_backward += torch.bincount(whose[inner], minlength=len(accepted))
-        calls += _different(tried[inner])
-    stats.nfe_backward, stats.vjps = stats.nfe_backward + calls, stats.vjps + calls
-    stats.steps_backward += rounds
-
-
-def _different(numbers: Tensor) -> int:
-    return int((torch.bincount(numbers) > 0).sum())
+        segments = None
+        if int(self.at[SEGMENT].max()) > 1:
+            segments = torch.zeros(most, len(accepted), dtype=torch.long)
+            segments[place, whose[order]] = self.record.steps[3, order]
+        return [Phase(torch.arange(len(accepted)), accepted, most, (ends, xs), segments)]
 
 
 def _rows(x: Tensor) -> tuple[int, ...]:

@@ -30,7 +30,10 @@ def forward(program: Program, inputs: Sequence[int], tableau: Tableau, control: 
     parts, code = forward_code(program, inputs, tableau, control)
     if control:
         code.append(f"constexpr double LEVEL = {math.log(LEAST_ERROR)!r};")
-    return whole(program, parts, lanes_of(program.dtype), code, FILES, ["lanes.h", "lanes_walk.h"])
+    steps = "lanes_adaptive.h" if control else "lanes_fixed.h"
+    return whole(
+        program, parts, lanes_of(program.dtype), code, FILES, ["lanes.h", "lanes_forward.h", steps, "lanes_walk.h"]
+    )
 
 
 def backward(program: Program, inputs: Sequence[int], wanted: Sequence[int], tableau: Tableau) -> str:

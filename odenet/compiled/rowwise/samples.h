@@ -2,19 +2,28 @@
 #include <atomic>
 #include <numeric>
 
-enum Field { TIME, SIZE, ERROR, ERROR_BEFORE, BAD, TRIES, ACCEPTED, FORCED, LAST, UPCOMING };
+enum Field { TIME, SIZE, ERROR, ERROR_BEFORE, BAD, TRIES, ACCEPTED, FORCED, LAST, UPCOMING, SEGMENT };
+enum Fresh { GOES_ON, BEGINS, RENEWED };  // from where a full record ended, at t0, on another piece of weights
 
 struct Samples {
   double rtol, atol, h_min, h_max, max_steps, first_step;
-  int64_t batch, moving, threads, inputs, outputs, fresh, keep, capacity, base, used, failed, padded, width;
+  int64_t batch, moving, threads, inputs, outputs, fresh, keep, capacity, base, used, failed, padded, width,
+      segments, first;
   const T* const* given;              // the inputs of F beside time and state; those with a row a sample as (batch, ...)
   const double *begin, *end;          // (batch,)
+  const double* first_end;            // (batch,): end of the first piece of depth
+  const double* landings;             // (batch, segments): ends of the segments of each way
+  const uint8_t* anew;                // (batch, segments): whether a piece of depth begins with it
+  const double* shown;                // (4, batch, segments): of its piece the first time and what F is shown there, the
+                                      // last one and what it is shown there; or null
+  const int64_t* until;               // (batch,): the segment after the last one of this piece of weights
   T *x, *slope;                       // (batch, D): where each sample is, and F there
   double* at;                         // (fields, batch)
   int64_t* order;                     // (moving,): samples as they are taken
   const double* times;                // (outputs, batch)
   T* at_times;                        // (outputs, batch, D)
-  int64_t *whose, *before, *tried;    // (capacity,): of a step its sample, the step before or -1, and which try it was
+  int64_t *whose, *before, *tried, *segment;  // (capacity,): of a step its sample, the step before or -1, which try it
+                                              // was, and the segment
   double *ts, *ends, *sizes;          // (capacity,)
   T* xs;                              // (capacity, D): states at the starts of the steps
   const double *grid, *grid_size;     // (grids, width): ends of given steps; (grids,): their size, or null

@@ -15,27 +15,35 @@ from torch.utils import _pytree as pytree
 
 from odenet.compiled.per_sample.walk import SampleGraphs
 from odenet.compiled.record import LARGEST_RECORD, Solves
-from odenet.compiled.rowwise.field import Field, any_batch, called, captured, gradients
+from odenet.compiled.report import RefusalError
+from odenet.compiled.rowwise.field import Field, Use, any_batch, called, captured, gradients
 from odenet.compiled.rowwise.library import library, pointers
+from odenet.compiled.rowwise.sample_counts import count, count_back
 from odenet.compiled.rowwise.sample_record import (
     ACCEPTED,
+    BEGINS,
     F64,
     FIELDS,
+    GOES_ON,
     LAST,
+    RENEWED,
+    SEGMENT,
+    TRIES,
     UPCOMING,
     Record,
     Samples,
+    Stretch,
     Walked,
-    count,
-    count_back,
 )
 from odenet.compiled.rowwise.sample_source import backward, forward, lanes_of
+from odenet.compiled.rowwise.sample_way import Given, Way
 from odenet.compiled.rowwise.values import NotRowwiseError
 from odenet.compiled.scope import Leaves
 from odenet.compiled.walk import own
 from odenet.solvers.per_sample import SampleProblem
 
 WORTH_A_THREAD = 4  # blocks of samples for each thread
+COUPLED = "its gradient couples the samples, and is then compiled for one piece of depth with adaptive steps only"
 
 
 class SampleRows(Solves):
@@ -44,6 +52,8 @@ class SampleRows(Solves):
     Args:
         problem: a solve of that kind.
     """
+
+    takes_all = True  # pieces of depth, stops, jumps and given steps
 
     def __init__(self, problem: SampleProblem):
         super().__init__(problem)  # pyright: ignore[reportArgumentType]
@@ -58,14 +68,14 @@ class SampleRows(Solves):
     def _note(self, found: Field | NotRowwiseError) -> None:
         self._found = found
 
-    def field(self, problem: SampleProblem) -> Field:
-        """F as it is now.
+    def uses(self, problem: SampleProblem) -> list[Use]:
+        """F as it is now, on every piece of weights.
 
         Raises:
             NotRowwiseError: it is no function of single samples.
         """
         field, x, t, args = problem.field, problem.x0.detach(), problem.t0, problem.field.args
-        rows = field.own_args
+        rows, uses = field.own_args, []
         if len(x) == 1:  # of one Dynamo would make a graph for one
             both = torch.zeros(2, dtype=torch.long)
             x, t, args = x[both], t[both], field.rows_of(both)
@@ -73,11 +83,15 @@ class SampleRows(Solves):
             args = tuple(pytree.tree_map(_constant, arg) if n in rows else arg for n, arg in enumerate(args))
         if rows not in self._graphs:
             self._graphs[rows] = torch.compile(own(called), fullgraph=True, backend=partial(self._capture, rows))
+        graph, t, x = self._graphs[rows], any_batch(t.to(x.dtype)), any_batch(x)
         with torch.no_grad():
-            self._graphs[rows](problem.functions[0], any_batch(t.to(x.dtype)), any_batch(x), args)
-        if isinstance(self._found, Field):
-            return self._found
-        raise self._found or NotRowwiseError("there is no graph of it")
+            for F in problem.functions:
+                graph(F, t, x, args)
+                found = self._found
+                if not isinstance(found, Field):
+                    raise found or NotRowwiseError("there is no graph of it")
+                uses.append(Use(found, found.flat))
+        return uses
 
     @torch.no_grad()
     def walk(self, problem: SampleProblem, keep: bool) -> Walked | None:
@@ -87,52 +101,57 @@ class SampleRows(Solves):
             problem: what to solve.
             keep: whether the states at the starts of the steps are wanted.
         """
-        x0, field = problem.x0.detach(), self.field(problem)
-        if field.walk is None:
-            source = forward(field.graph.forward(), field.sizes(), self.tableau, self.control)
-            field.walk = self._code(source, "samples_walk")
-        batch, order = len(x0), problem.walking.clone()
-        call, held = self._call(problem, field, order, field.walk)
+        x0, uses, batch = problem.x0.detach(), self.uses(problem), len(problem.x0)
+        way, order = Way.of(problem), problem.walking.clone()
         x = x0.clone(memory_format=torch.contiguous_format)
         slope, at = torch.empty_like(x), torch.zeros(len(FIELDS), batch, dtype=F64)
         at[0] = problem.t0
         at[LAST] = -1
-        call.x, call.slope, call.at = x.data_ptr(), slope.data_ptr(), at.data_ptr()
         times, outputs = problem.t0.new_empty(0, batch), x[:0]
         if problem.ts is not None and bool(((problem.ts != problem.t0) & (problem.ts != problem.t1)).any()):
             times, outputs = problem.ts, x.new_zeros(len(problem.ts), *x.shape)
+        parts, base, padded = list[Record](), 0, 0
+        pieces, tries, record = list[Stretch](), list[Tensor](), None
+        grids = None if problem.grids is None else Given.of(problem, order)
+        for use, until in zip(uses, way.until, strict=True):
+            code = self._walk_code(use.field)
+            call, held = self._call(problem, use, order, code, way)
+            if grids is not None:
+                grids.show(call)
+            call.x, call.slope, call.at = x.data_ptr(), slope.data_ptr(), at.data_ptr()
             call.outputs, call.times, call.at_times = len(times), times.data_ptr(), outputs.data_ptr()
-        if self.control is None:
-            held.append(_show_grids(problem, call, order))
-        call.keep, call.fresh, parts, base, padded = keep, 1, list[Record](), 0, 0
-        while True:
-            record = self._record(problem, call, x, keep)
-            record.show(call)
-            call.base = base
-            field.walk[0](call)
-            if call.failed:
-                return None
-            record.count, padded = int(call.used), padded + int(call.padded)
-            parts.append(record)
-            base, call.fresh = base + record.count, 0
-            if bool((at[0] == problem.t1).all()):
-                break
+            call.until, call.keep, call.fresh = until.data_ptr(), keep, RENEWED if pieces else BEGINS
+            pieces.append(Stretch(use, base))
+            tries.append(at[TRIES].clone())
+            while True:
+                record = self._record(problem, call, x, keep)
+                record.show(call)
+                call.base = base
+                code[0](call)
+                if call.failed:
+                    return None
+                record.count, padded = int(call.used), padded + int(call.padded)
+                parts.append(record)
+                base, call.fresh = base + record.count, GOES_ON
+                if bool((at[SEGMENT] == until).all()):
+                    break
+            del held
         record = Record.joined(parts)
         if self.control is None and not bool(torch.isfinite(x.sum())):
             return None
-        if not count(problem, self.tableau, at, record, padded):
+        if not count(problem, self.tableau, at, record, tries, padded):
             return None
         self.capacity = max(self.capacity, math.ceil(1.25 * record.count / max(1, batch)))
-        return Walked(record, at, x, times, outputs)
+        return Walked(record, at, x, times, outputs, pieces)
 
     def _call(
-        self, problem: SampleProblem, field: Field, order: Tensor, code: tuple[Any, Any]
+        self, problem: SampleProblem, use: Use, order: Tensor, code: tuple[Any, Any], way: Way
     ) -> tuple[Samples, list[Any]]:
         """What C++ is told of a solve, and what has to be kept while it runs."""
         scheme, moving = problem.scheme, len(order)
         blocks = moving // lanes_of(problem.x0.dtype)
         threads = max(1, min(torch.get_num_threads(), blocks // WORTH_A_THREAD))
-        given = field.use.tensors()
+        given = use.tensors()
         places = pointers(given)
         work = problem.x0.new_empty(code[1](threads))
         rtol, atol = scheme.tolerances if scheme.adaptive else (0.0, 0.0)
@@ -142,53 +161,67 @@ class SampleRows(Solves):
             inputs=len(given),
         )  # fmt: skip
         call.given, call.order, call.work = addressof(places), order.data_ptr(), work.data_ptr()
-        call.begin, call.end = problem.t0.data_ptr(), problem.t1.data_ptr()
+        way.show(call)
         return call, [given, places, order, work]
 
     def _record(self, problem: SampleProblem, call: Samples, x: Tensor, keep: bool) -> Record:
         """Room for the next steps."""
-        capacity = self.capacity * len(x)
+        capacity, given = self.capacity * len(x), problem.grids is not None
         if keep:
             capacity = min(capacity, LARGEST_RECORD // (x[0].numel() * x.element_size()))
         if problem.grids is not None:
             capacity = len(x) * (problem.grids.times.shape[1] - 1)
         capacity = max(capacity, lanes_of(x.dtype) * call.threads)
         xs = x.new_empty(capacity if keep else 0, *x.shape[1:])
-        steps = torch.empty(3, capacity, dtype=torch.long)
-        return Record(steps, torch.empty(3, capacity, dtype=F64), xs, 0)
+        steps, inner = torch.empty(4, capacity, dtype=torch.long), capacity if given and call.outputs else 0
+        return Record(steps, torch.empty(3, capacity, dtype=F64), torch.zeros(inner, dtype=torch.uint8), xs, 0)
 
     @torch.no_grad()
     def back(
         self, problem: SampleProblem, walked: Walked, leaves: Leaves, a: Tensor, cotangents: Tensor | None
     ) -> tuple[Tensor, ...]:
         """As `SampleGraphs.back`."""
-        field = self.field(problem)
-        wanted = field.use.wanted(leaves)
-        numbers = sorted(set(wanted.values()))
-        code = self._back_code(field, tuple(numbers))
-        if code is None:
+        ways = [piece.use.wanted(leaves) for piece in walked.pieces]
+        codes = [
+            self._back_code(piece.use.field, tuple(sorted(set(wanted.values()))))
+            for piece, wanted in zip(walked.pieces, ways, strict=True)
+        ]
+        way = Way.of(problem)
+        if any(code is None for code in codes):
+            if not way.whole or self.control is None:
+                raise RefusalError(COUPLED)
             if self._other is None:
                 self._other = SampleGraphs(problem)
             return self._other.back(problem, walked, leaves, a, cotangents)  # pyright: ignore[reportArgumentType]
         accepted = walked.at[ACCEPTED].long()
         order = problem.walking[accepted[problem.walking].argsort(descending=True, stable=True)]
-        call, held = self._call(problem, field, order, code)
         a, at = a.detach().clone(memory_format=torch.contiguous_format), walked.at.clone()
         at[UPCOMING] = len(walked.times) - 1
-        call.a, call.at = a.data_ptr(), at.data_ptr()
-        if cotangents is not None:
-            cotangents = cotangents.contiguous()
-            call.outputs, call.times, call.seeds = len(walked.times), walked.times.data_ptr(), cotangents.data_ptr()
-        record = walked.record
-        record.show(call)
-        inner = torch.zeros(record.count if call.outputs else 0, dtype=torch.uint8)
-        call.inner = inner.data_ptr()
-        found = {number: torch.zeros_like(held[0][number], requires_grad=False) for number in numbers}
-        places = pointers(list(found.values()))
-        call.gradients = addressof(places)
-        code[0](call)
+        record, found = walked.record, dict[int, Tensor]()
+        inner = torch.zeros(0 if cotangents is None else record.count, dtype=torch.uint8)
+        seeds = None if cotangents is None else cotangents.contiguous()
+        for (use, first), wanted, code in reversed(list(zip(walked.pieces, ways, codes, strict=True))):
+            assert code is not None
+            call, held = self._call(problem, use, order[at[LAST, order] >= first], code, way)
+            call.a, call.at, call.first = a.data_ptr(), at.data_ptr(), first
+            if seeds is not None:
+                call.outputs, call.times, call.seeds = len(walked.times), walked.times.data_ptr(), seeds.data_ptr()
+            record.show(call)
+            call.inner = inner.data_ptr()
+            parts = {n: torch.zeros_like(held[0][n], requires_grad=False) for n in sorted(set(wanted.values()))}
+            places = pointers(list(parts.values()))
+            call.gradients = addressof(places)
+            code[0](call)
+            for leaf, number in wanted.items():
+                found[leaf] = found[leaf] + parts[number] if leaf in found else parts[number]
         count_back(problem, self.tableau, accepted, record, inner.bool())
-        return a, *gradients({i: found[number] for i, number in wanted.items()}, leaves)
+        return a, *gradients(found, leaves)
+
+    def _walk_code(self, field: Field) -> tuple[Any, Any]:
+        if field.walk is None:
+            source = forward(field.graph.forward(), field.sizes(), self.tableau, self.control)
+            field.walk = self._code(source, "samples_walk")
+        return field.walk
 
     def _back_code(self, field: Field, wanted: tuple[int, ...]) -> tuple[Any, Any] | None:
         if wanted not in field.backs:
@@ -211,16 +244,3 @@ class SampleRows(Solves):
 
 def _constant(x: Any) -> Any:
     return any_batch(x.detach()) if isinstance(x, Tensor) else x
-
-
-def _show_grids(problem: SampleProblem, call: Samples, order: Tensor) -> Any:
-    """Tell C++ the given steps of each sample; those with the most come first."""
-    grids = problem.grids
-    assert grids is not None
-    times, which = grids.times.contiguous(), grids.index.contiguous()
-    counts = (times != times[:, -1:]).sum(1)[which]
-    order.copy_(order[counts[order].argsort(descending=True, stable=True)])
-    call.grid, call.which, call.width = times.data_ptr(), which.data_ptr(), times.shape[1]
-    if grids.h is not None:
-        call.grid_size = grids.h.data_ptr()
-    return times, which

@@ -182,16 +182,19 @@ def field_of(program: Program, backward: bool = False) -> list[str]:
 
 def method_of(program: Program, tableau: Tableau) -> list[str]:
     """The numbers of a method, and how much memory F works in."""
-    s, d, two = tableau.stages, math.prod(features_of(program)), tableau.b_coarse is not None
+    s, used, two = tableau.stages, tableau.used, tableau.b_coarse is not None
+    rows, slopes = dense_rows(tableau), [*tableau.a, *([tableau.b] if s == used else [])]
+    whole, c = len(slopes), [*tableau.c, 1][: len(slopes)]
     return [
-        f"constexpr long D = {d}, S = {s}, USED = {tableau.used}, ORDER = {tableau.order};",
+        f"constexpr long D = {math.prod(features_of(program))}, S = {s}, USED = {used}, ORDER = {tableau.order};",
+        f"constexpr long L = {whole}, SLOPES = {len(rows)};  // with F(t + h, x+); in the dense output",
         f"constexpr long KEPT_SIZE = {program.kept.size}, SCRATCH_SIZE = {program.scratch.size}, "
         f"SHARED_SIZE = {program.shared.size}, LATE_SIZE = {program.late.size}, SUMS_OF_NUMBERS = {program.sums.size};",
         f"constexpr bool FSAL = {str(tableau.fsal).lower()}, TWO_ESTIMATES = {str(two).lower()};",
-        f"constexpr double A[S][S] = {{{', '.join(_row(row, s) for row in tableau.a)}}};",
-        f"constexpr double B[S] = {_row(tableau.b, s)}, C[S] = {_row(tableau.c, s)};",
+        f"constexpr double A[L][L] = {{{', '.join(_row(row, whole) for row in slopes)}}};",
+        f"constexpr double B[L] = {_row(tableau.b, whole)}, C[L] = {_row(c, whole)};",
         f"constexpr double E[S] = {_row(tableau.b_error or (), s)}, E2[S] = {_row(tableau.b_coarse or (), s)};",
-        *_dense(tableau),
+        *_dense(rows, whole),
     ]
 
 
@@ -209,14 +212,25 @@ def controller_of(control: tuple[Controller, int] | None) -> list[str]:
     ]
 
 
-def _dense(tableau: Tableau) -> list[str]:
-    rows = tableau.dense or ()
-    fits = rows and not tableau.dense_c and len(rows) <= tableau.stages
+def dense_rows(tableau: Tableau) -> list[Sequence[float]]:
+    """`Tableau.dense`, or the same rows for cubic Hermite interpolation; none if it needs further stages.
+
+    x + θ²(3 - 2θ)(x⁺ - x) + hθ(1 - θ)² F(t, x) - hθ²(1 - θ) F(t + h, x⁺), with x⁺ - x = h Σ_i b_i k_i.
+    """
+    if tableau.dense_c:
+        return []
+    if tableau.dense is not None:
+        return list(tableau.dense)
+    first, *later = ((0.0, 3 * b, -2 * b) for b in tableau.b[: tableau.used])
+    return [(1.0, first[1] - 2, first[2] + 1), *later, (0.0, -1.0, 1.0)]
+
+
+def _dense(rows: Sequence[Sequence[float]], length: int) -> list[str]:
+    """The weights of stages and F(t + h, x⁺) at θ."""
     lines = ["static inline void dense(double theta, double* weights) {"]
-    for i in range(tableau.stages):
-        row = rows[i] if fits and i < len(rows) else ()
+    for i in range(length):
         total = "0.0"
-        for coefficient in reversed(row):
+        for coefficient in reversed(rows[i] if i < len(rows) else ()):
             total = f"theta * ({coefficient!r} + {total})"
         lines.append(f"weights[{i}] = {total};")
     return [*lines, "}"]

@@ -184,7 +184,7 @@ static void outputs(const Walk* c, long b, double t, double t_next, double h, co
       store(next_x, D, c, b, to);
       continue;
     }
-    double weights[S];
+    double weights[L];
     dense((at_time - t) / h, weights);
     combine(x, T(h), weights, S, k, y);
     store(y, D, c, b, to);
@@ -314,7 +314,7 @@ extern "C" void walk_back(Walk* c) {
         for (long i = 0; i < used; i++)
           for (long v = 0; v < D * NV; v++) at(k + i * BLOCK, v) = T(h * (i < USED ? B[i] : 0)) * at(a, v);
         for (long j : inside) {
-          double weights[S];
+          double weights[L];
           dense((c->times[j] - t) / h, weights);
           load(c->at_times + j * c->batch * D, D, c, block, seed, false);
           for (long i = 0; i < used; i++)
