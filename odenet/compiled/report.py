@@ -45,5 +45,5 @@ def uncaptured(error: Exception) -> str:
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     explained = [line.removeprefix("Explanation:").strip() for line in lines if line.startswith("Explanation:")]
-    first = (explained or lines or [type(error).__name__])[0]
+    first = next(filter(None, (*explained, *lines)), type(error).__name__)  # an explanation may be empty
     return f"F cannot be captured as a graph ({first.rstrip('.')})"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._C import _functorch  # type: ignore[attr-defined]
 from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.module import _has_any_global_hook
 
 from odenet.compiled.record import inside
 from odenet.compiled.report import RefusalError
@@ -26,6 +27,7 @@ SEVERAL = "F changes along depth (untied weights or jumps), and one graph holds 
 JUMPS = "jumps of F are compiled row by row only, and it cannot be written so"
 VARYING = "weights that vary within pieces of depth are not compiled, but for one piece and without a gradient"
 NO_MODULE = "the gradient of an F that is no module is compiled row by row only, and it cannot be written so"
+HOOKS = "every module has a hook (torch.nn.modules.module.register_module_...), which graphs do not see"
 NOTHING = "there is nothing to walk, or the state has no batch"
 
 
@@ -65,7 +67,7 @@ def of_state(x0: Tensor) -> str | None:
     transformed = _functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
     if torch.compiler.is_compiling() or transformed:
         return "the solve stands inside torch.compile, a torch.func transform or forward-mode differentiation"
-    return None
+    return HOOKS if _has_any_global_hook() else None
 
 
 def _adaptive(problem: Problem) -> str | None:

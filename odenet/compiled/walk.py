@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from odenet.compiled.graphs import adaptive, backward, fixed
+from odenet.compiled.guarded import Guarded
 from odenet.compiled.lowering import backend
 from odenet.compiled.record import ONE_THREAD, Chunk, Solves, Walked, answers, inside
 from odenet.compiled.report import RefusalError
@@ -20,7 +19,6 @@ from odenet.solvers.problem import Problem
 
 MOST_CONSTANTS = 256
 BOTH = (0, 1)
-_numbers_of_graphs = itertools.count()
 
 
 class Graphs(Solves):
@@ -201,24 +199,13 @@ def compiled(function: Callable[..., Any], notice: Callable[[], None], small: bo
         notice: called with every graph that is made.
         small: whether one thread walks faster than several.
     """
-    graph = torch.compile(own(function), fullgraph=True, backend=backend(notice, small))
+    graph = Guarded(function, backend(notice, small))
 
     def call(*arguments: Any) -> Any:
         with torch.no_grad():
             return graph(*arguments)
 
     return call
-
-
-def own(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A copy of a function: dynamo counts recompilations by code object, and these are of many F.
-
-    It has a name of its own as well. By that dynamo remembers the numbers that it has seen, and where another method's
-    coefficients come next it would make arguments of them, which lose half of float64's digits on their way.
-    """
-    assert isinstance(function, FunctionType)
-    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_numbers_of_graphs)}")
-    return FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
 
 
 def _constants(args: tuple[Any, ...], places: Collection[int]) -> tuple[Any, ...]:

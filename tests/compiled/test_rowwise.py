@@ -5,17 +5,18 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import odenet
 from odenet import compiled
-from odenet.compiled import record
+from odenet.compiled import CompileWarning, record
 from odenet.compiled.rowwise import NotRowwiseError, graphs
 from odenet.compiled.rowwise.capture import Captured
 from odenet.errors import SolveError
 from odenet.residual import MLP
 from odenet.solvers import solvers
 from odenet.solvers.explicit import ExplicitRungeKutta
-from tests.compiled.test_compiled import Swirl, agree
+from tests.compiled.test_compiled import Swirl, agree, same_numbers, solved
 
 ADAPTIVE = {"solver": "dopri5", "rtol": 1e-7, "atol": 1e-7}
 EXPLICIT = [name for name, stepper in solvers.items() if type(stepper) is ExplicitRungeKutta]
@@ -207,6 +208,59 @@ def test_a_changed_F_is_seen(x, dtype):
             warnings.simplefilter("error")
             found = [odenet.solve(F, x, compile=compile, rtol=1e-6, atol=1e-6).last for compile in (True, False)]
         torch.testing.assert_close(*found, rtol=within, atol=within)
+
+
+class TwoLayers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, t, x):
+        return self.b(torch.tanh(self.a(x)))
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda F: F.a.register_forward_hook(lambda module, given, result: 3 * result),
+        lambda F: F.b.register_forward_pre_hook(lambda module, given: (given[0] / 2,)),
+    ],
+    ids=["after", "before"],
+)
+def test_a_hook_that_comes_and_goes_is_seen(hook, x):
+    F = TwoLayers().double()
+    agree(F, x)
+    handle = hook(F)
+    agree(F, x)
+    handle.remove()
+    agree(F, x)
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda F: F.a.register_full_backward_hook(lambda module, wanted, given: (5 * wanted[0],)),
+        lambda F: register_module_forward_hook(lambda module, given, result: -result if module is F.a else result),
+    ],
+    ids=["backward", "global"],
+)
+def test_a_hook_that_no_graph_sees_makes_solves_eager(hook, x):
+    F = TwoLayers().double()
+    agree(F, x)
+    handle = hook(F)
+    try:
+        with pytest.warns(CompileWarning, match="hook"):
+            got = solved(F, x, True)
+        same_numbers(*got, *solved(F, x, False), 1e-12)
+    finally:
+        handle.remove()
+
+
+def test_layers_that_come_to_share_their_weights_get_the_sum_of_the_gradients(x):
+    F = TwoLayers().double()
+    agree(F, x)
+    F.b.weight = F.a.weight
+    agree(F, x)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from odenet.compiled.guarded import Guarded
 from odenet.compiled.record import Chunk, Solves, Walked, answers, inside
 from odenet.compiled.rowwise.blocks import BlockChunk, KeptSteps, RowWalked
 from odenet.compiled.rowwise.field import Field, Use, any_batch, called, captured, gradients
@@ -18,7 +19,7 @@ from odenet.compiled.rowwise.library import NOT_SHOWN, Code, Room, pointers
 from odenet.compiled.rowwise.source import backward, forward
 from odenet.compiled.rowwise.values import NotRowwiseError
 from odenet.compiled.scope import Leaves
-from odenet.compiled.walk import Graphs, own
+from odenet.compiled.walk import Graphs
 from odenet.solvers.problem import Problem
 
 WORTH_A_THREAD = 8  # blocks of samples for each thread
@@ -44,7 +45,7 @@ class RowGraphs(Solves):
         self._graph = self._made()
 
     def _made(self) -> Callable[..., Any]:
-        return torch.compile(own(called), fullgraph=True, backend=self._capture)
+        return Guarded(called, self._capture)
 
     def _capture(self, graph: Any, inputs: Any) -> Callable[..., Any]:
         return captured(graph, self._note, self._time)

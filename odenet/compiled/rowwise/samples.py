@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from odenet.compiled.guarded import Guarded
 from odenet.compiled.per_sample.walk import SampleGraphs
 from odenet.compiled.record import LARGEST_RECORD, Solves
 from odenet.compiled.report import RefusalError
@@ -39,7 +40,6 @@ from odenet.compiled.rowwise.sample_source import backward, forward, lanes_of
 from odenet.compiled.rowwise.sample_way import Given, Way
 from odenet.compiled.rowwise.values import NotRowwiseError
 from odenet.compiled.scope import Leaves
-from odenet.compiled.walk import own
 from odenet.solvers.per_sample import SampleProblem
 
 WORTH_A_THREAD = 4  # blocks of samples for each thread
@@ -82,7 +82,7 @@ class SampleRows(Solves):
         if rows:
             args = tuple(pytree.tree_map(_constant, arg) if n in rows else arg for n, arg in enumerate(args))
         if rows not in self._graphs:
-            self._graphs[rows] = torch.compile(own(called), fullgraph=True, backend=partial(self._capture, rows))
+            self._graphs[rows] = Guarded(called, partial(self._capture, rows))
         graph, t, x = self._graphs[rows], any_batch(t.to(x.dtype)), any_batch(x)
         with torch.no_grad():
             for F in problem.functions:
