@@ -68,6 +68,10 @@ def run(
     problem.backward_callbacks, problem.ends = backward_callbacks, ends
     if ends is not None and packing is not None:
         ends.unpack = packing.unpack
+    if callbacks is None and packing is None and not (dense or events) and scheme.on_failure == "raise":
+        solution = walk(problem)  # the whole answer, as nothing can come in between
+        solution.states = times.finish(problem, solution.states, solution.times)
+        return solution
     answer = _Answer(problem)
     try:
         while not answer.add(solution := walk(problem)):

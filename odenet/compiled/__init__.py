@@ -137,10 +137,16 @@ def entry_of(problem: Problem | SampleProblem) -> Entry | None:
         return decline(problem.scheme, TREE)
     F = weights if weights.varies else weights.piece(0)
     try:
-        entries = _entries.setdefault(F, {})
+        entries = _entries.get(F)
+        if entries is None:
+            entries = _entries[F] = {}
     except TypeError:
         return refused(problem, Entry(), "F cannot be remembered (it is neither a module nor a plain function)")
-    return entries.setdefault(_kind(problem, F), Entry())
+    kind = _kind(problem, F)
+    entry = entries.get(kind)
+    if entry is None:
+        entry = entries[kind] = Entry()
+    return entry
 
 
 def _kind(problem: Problem | SampleProblem, F: Any) -> tuple[Any, ...]:

@@ -52,6 +52,8 @@ class Times:
 
     def finish(self, problem: Problem, states: list[Tensor], times: Sequence[float]) -> list[Tensor]:
         """The states at the times of the answer as functions of these times."""
+        if not torch.is_grad_enabled():
+            return states
         if not (moves(self.outputs) if isinstance(self.outputs, Tensor) else any(map(moves, self.outputs))):
             return states
         asked = [*list(self.outputs)[: len(states)], *[None] * (len(states) - len(self.outputs))]

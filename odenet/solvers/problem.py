@@ -72,7 +72,8 @@ class Problem:
         if x0.dtype.itemsize < 4 and torch.is_autocast_enabled(x0.device.type):
             x0 = x0.float()
         scheme.check_dtype(x0.dtype, x0.device.type)
-        if scheme.adaptive and any(level.key() == TransformType.Vmap for level in transforms()):
+        levels = transforms()
+        if levels and scheme.adaptive and any(level.key() == TransformType.Vmap for level in levels):
             raise InputError(
                 "under torch.func.vmap an adaptive solver cannot look at its error; give a fixed-step solver steps=N, "
                 "or solve the whole batch at once"

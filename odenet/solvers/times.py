@@ -41,6 +41,8 @@ def host_time(name: str, t: Any) -> float:
     Raises:
         InputError: not a finite number, or a tensor that requires a gradient (which would be lost).
     """
+    if type(t) is float and math.isfinite(t):
+        return t
     if isinstance(t, Tensor):
         if t.requires_grad:
             raise InputError(f"{name} requires a gradient, but times are constants of the gradient; detach it")
