@@ -51,6 +51,7 @@ class ImplicitRungeKutta(Stepper):
         self._precision = Precision(None, rms)
         self._at_once = tableau.coupled or tableau.stages == 1
         self._carries_slope = tableau.explicit_first and tableau.stiffly_accurate
+        self._needs_first = tableau.explicit_first or (self._at_once and tableau.stiffly_accurate)
         self._rings = self._carries_slope and not tableau.damps
 
     def prepare(self, problem: Problem) -> ImplicitRungeKutta:
@@ -90,7 +91,7 @@ class ImplicitRungeKutta(Stepper):
             return replace(trial, given=memory, memory=Memory((trial.stages[-1],)))
         tableau, linear = self.tableau, linear_solver(x)
         first = self._first(memory, first)
-        if first is None and (tableau.explicit_first or tableau.error_first):
+        if first is None and self._needs_first:
             first = f(span.t, x)
         k: list[Tensor] = []
         for group in self._groups(range(tableau.used)):
@@ -145,32 +146,31 @@ class ImplicitRungeKutta(Stepper):
     ) -> tuple[Solved, Equations]:
         """The stages of a group, from those before them.
 
-        The search begins where the former step's polynomial goes, or that through the stages before; where that leads
-        an adaptive method nowhere that does not damp, at the state in which the step begins: its slopes alternate where
-        F is stiff.
+        The search begins where the former step's polynomial goes, or that through the stages before. A fixed step,
+        whose error nobody looks at, doubts that: the equations may have other solutions near a guess that is far off.
+        It begins anew at the state in which the step begins, as does an adaptive method that does not damp, whose
+        slopes alternate where F is stiff, if its search leads nowhere.
         """
         tableau = self.tableau
         base = combine(x, span.h, tableau.a[group[0]][: len(k)], k)
         rows = [tableau.a[i][group[0] : group[-1] + 1] for i in group]
         equations = Equations(f, [span.at(tableau.c[i]) for i in group], base, span.h, rows)
-        adaptive = self._precision.tolerances is not None
-        if memory.times:
-            solved = newton(equations, self._predicted(span, memory), linear, self._precision)
-            if solved.converged or adaptive:
-                return solved, equations
-            linear.forget()
+        fixed = self._precision.tolerances is None
         with torch.no_grad():
             before = torch.zeros_like(x) if first is None else first
             if k:
                 before = combine(None, 1.0, tableau.guesses[group[0]], k)
-            guess = torch.stack([before.detach()] * len(group))
-        solved = newton(equations, guess, linear, self._precision)
-        if solved.converged or not (adaptive and self._rings and math.isfinite(solved.residual)):
-            return solved, equations
-        linear.forget()
-        with torch.no_grad():
-            guess = ((x - base) / (span.h * rows[0][0]))[None]
-        return newton(equations, guess.detach(), linear, self._precision), equations
+            slope = torch.stack([before.detach()] * len(group))
+            begun = self._predicted(span, memory) if memory.times else slope
+        solved = newton(equations, begun, linear, self._precision, doubted=fixed)
+        for guess in (standing(x, base, span.h, rows), slope) if fixed else ():
+            if not solved.converged:
+                linear.forget()
+                solved = newton(equations, guess, linear, self._precision)
+        if self._rings and not fixed and not solved.converged and math.isfinite(solved.residual):
+            linear.forget()
+            solved = newton(equations, standing(x, base, span.h, rows), linear, self._precision)
+        return solved, equations
 
     @torch.no_grad()
     def _predicted(self, span: Span, memory: Memory) -> Tensor:
@@ -249,6 +249,12 @@ class ImplicitRungeKutta(Stepper):
         if self._problem is None or self._problem.field.recomputing:
             return contextlib.nullcontext()
         return self._problem.field.recompute()
+
+
+@torch.no_grad()
+def standing(x: Tensor, base: Tensor, h: Any, a: Sequence[Sequence[float]]) -> Tensor:
+    """Stages that leave x where it is: base + h Σ_j a_ij K_j = x."""
+    return ((x - base) / (h * a[0][0]))[None] if len(a) == 1 else torch.zeros_like(torch.stack([x] * len(a)))
 
 
 _companions = {"kvaerno4": "radau5", "kvaerno5": "radau5"}

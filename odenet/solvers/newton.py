@@ -27,6 +27,7 @@ from odenet.solvers.stepper import Evaluate
 ITERATIONS, PATIENCE = 12, 50  # of an adaptive step, which may be made smaller, and of a fixed one
 LEAST_DAMPING = 1e-3
 SHARE = 1e-4  # of the tolerance of an adaptive solve; smaller than values need, so that gradients are exact
+TRUSTED = 0.1  # of a stage and of what the step does to it: a larger first correction says that a guess was bad
 ROUNDING = 16  # units of rounding, for fixed steps
 FORCING = 1e-4  # relative residual of a linear solve by GMRES
 SINGULAR = sys.float_info.max  # what the residual is said to be where the matrix of the corrections has no inverse
@@ -100,6 +101,14 @@ class Precision:
         lengths = torch.stack([torch.linalg.vector_norm(m) for m in (*moved, *taken, x)]).tolist()
         change = max(lengths[: len(moved)])
         return change / (rounding * max(change, *lengths[len(moved) :])) if change else 0.0
+
+    def astray(self, delta: Tensor, K: Tensor, equations: Equations) -> bool:
+        """Whether a first correction changes an element so much that the guess must have been far off."""
+        x, h = equations.base.detach().abs(), equations.h
+        off = [combine(None, h, row, list(delta)).abs() for row in equations.a]
+        taken = [combine(None, h, row, list(K)).abs() for row in equations.a]
+        far = [(moved > TRUSTED * (x + part)).any() for moved, part in zip(off, taken, strict=True)]
+        return bool(torch.stack(far).any())
 
     @property
     def iterations(self) -> int:
@@ -218,7 +227,9 @@ def linear_solver(x: Tensor) -> Dense | Krylov:
     return Dense() if size(x) <= DENSE else Krylov()
 
 
-def newton(equations: Equations, guess: Tensor, linear: Dense | Krylov, precision: Precision) -> Solved:
+def newton(
+    equations: Equations, guess: Tensor, linear: Dense | Krylov, precision: Precision, doubted: bool = False
+) -> Solved:
     """K = G(K) from a guess.
 
     The matrix is taken anew where three more corrections with it would not do. A correction after which the next one is
@@ -229,6 +240,7 @@ def newton(equations: Equations, guess: Tensor, linear: Dense | Krylov, precisio
         guess: K_0, without a graph.
         linear: finds the corrections.
         precision: when they are small enough.
+        doubted: whether to give up where the first correction says that the guess was far off.
 
     Reference:
         Hairer and Wanner 1996, Solving Ordinary Differential Equations II, section IV.8; Deuflhard 2004, Newton Methods
@@ -254,6 +266,8 @@ def newton(equations: Equations, guess: Tensor, linear: Dense | Krylov, precisio
             settled = size_of <= 1 or (size_of <= precision.loose and stagnates)
             done = settled and not taking
             first = last == math.inf and not math.isfinite(size_of)
+            if doubted and iteration == 1 and not first and precision.astray(delta, K, equations):
+                return Solved(K, at, value, size_of, False)
             if done or first or iteration == precision.iterations or damping < LEAST_DAMPING:
                 return Solved(K, at, value, size_of, done)
             if settled or rate < 1:

@@ -55,6 +55,50 @@ def test_a_sample_takes_the_steps_that_it_takes_alone(solver):
         torch.testing.assert_close(whole.ys[:, i], alone.ys[:, 0], rtol=1e-6, atol=1e-7)
 
 
+TOGETHER = [n for n in METHODS if solvers[n]._at_once]
+
+
+@pytest.mark.parametrize("solver", TOGETHER)
+def test_the_search_begins_on_the_former_polynomial_of_each_sample(solver):
+    """Evaluations are those of each sample alone, whose search begins there: through rejections, stops, jumps, and
+    another sample that leaves; they would be more if it began at the slope."""
+    t1 = torch.tensor([2.0, 1.9, 0.4, 2.0], dtype=torch.float64)
+    how = {"solver": solver, "stops": [0.3], "jumps": [0.7, 1.5]}
+    how |= {"rtol": 1e-4, "atol": 1e-5} if solver in ADAPTIVE else {"step_size": 0.05}
+    with torch.no_grad():
+        whole = odenet.solve(van_der_pol, start(4), (0.0, t1), args=(MU,), **how, **OWN)
+        for i, mu in enumerate(MU.tolist()):
+            F = lambda t, x, mu=mu: van_der_pol(t, x, mu)  # noqa: E731
+            alone = odenet.solve(F, start(1), (0.0, float(t1[i])), **how)
+            assert alone.stats.nfe == int(whole.stats.samples.nfe[i])
+            torch.testing.assert_close(whole.last[i], alone.last[0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("gradient", ["autograd", "checkpoint", "forward"])
+def test_bounces_of_stiff_samples_and_their_gradients_do_not_depend_on_the_batch(gradient):
+    """An event in the middle of some samples' ways, behind which no polynomial goes on."""
+    bounce = odenet.Event(lambda t, x, rate: x[:, 0], direction=-1, update=lambda t, x, rate: x + 0.5 + x.square())
+    rate = torch.tensor([1.0, 200.0, 5.0, 40.0], dtype=torch.float64)
+
+    def F(t, x, rate):
+        return torch.stack([x[:, 1], -rate * (x[:, 1] + t.cos()) - x[:, 0].sin()], 1)
+
+    def solved(rows):
+        own = rate[rows].clone().requires_grad_()
+        x0 = torch.tensor([[0.4, 0.2], [0.3, 0.0], [9.0, 1.0], [0.1, 0.0]], dtype=torch.float64)[rows]
+        how = {"solver": "radau5", "rtol": 1e-3, "atol": 1e-4, "event": bounce, "gradient": gradient}
+        solution = odenet.solve(F, x0, (0.0, 2.0), args=(own,), **how, **OWN)
+        assert rows == [2] or len(solution.events[0].ts) > 1
+        return solution, *torch.autograd.grad(solution.last.square().sum(), own)
+
+    whole, found = solved([0, 1, 2, 3])
+    for rows in ([1], [0, 3], [2]):
+        part, grads = solved(rows)
+        torch.testing.assert_close(grads, found[rows], rtol=1e-10, atol=0)
+        assert torch.equal(part.last, whole.last[rows])
+        assert torch.equal(part.stats.samples.nfe, whole.stats.samples.nfe[rows])
+
+
 def test_a_method_that_cannot_is_refused(monkeypatch):
     monkeypatch.setattr(solvers["rk4"], "per_sample", False)
     with pytest.raises(odenet.errors.InputError, match="'rk4' cannot give each sample its own steps"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from odenet.errors import InputError
 from odenet.solvers.explicit import combine
-from odenet.solvers.implicit import ImplicitRungeKutta
+from odenet.solvers.implicit import ImplicitRungeKutta, standing
 from odenet.solvers.implicit_function import DENSE, attach
 from odenet.solvers.implicit_tableaus import ImplicitTableau
 from odenet.solvers.jacobian import size
@@ -60,6 +61,18 @@ class SampleImplicit(ImplicitRungeKutta):
                 f"unknowns, got {unknowns}; leave out per_sample, or use an explicit solver"
             )
 
+    def start(self, f: Evaluate, t: float, x: Tensor, first: Tensor | None = None) -> Memory:
+        """F(t, x) where the first stage is that. Where stages are solved together, what `step` keeps of them: those of
+        a step of size 0, the last one F(t, x) if it is that of every step."""
+        if not self._at_once:
+            return super().start(f, t, x, first)
+        with torch.no_grad():
+            stages = x.new_zeros(len(x), self.tableau.used, *x.shape[1:])
+            if self.tableau.stiffly_accurate:
+                stages[:, -1] = f(t, x) if first is None else first
+            none = torch.zeros(len(x), *(1,) * (x.dim() - 1), dtype=x.dtype.to_real(), device=x.device)
+            return Memory((stages, none))
+
     def step(
         self,
         f: Evaluate,
@@ -70,23 +83,42 @@ class SampleImplicit(ImplicitRungeKutta):
         error: bool = False,
     ) -> Trial:
         """One step of each sample."""
-        tableau, rows = self.tableau, cast(Rows, f)
+        tableau, rows, spans = self.tableau, cast(Rows, f), cast("Spans", span)
         first = self._first(memory, first)
-        if first is None and (tableau.explicit_first or tableau.error_first):
+        if first is None and self._needs_first:
             first = f(span.t, x)
-        stages = _Stages(rows, cast(Any, span), x, first, self._precision_of(rows), Factors(len(x)))
+        stages = _Stages(rows, spans, x, first, self._precision_of(rows), Factors(len(x)))
+        guess = self._begun(spans, memory) if self._at_once and memory.tensors else None
         k: list[Tensor] = [first] if tableau.explicit_first and first is not None else []
         for group in self._groups(range(len(k), tableau.used)):
-            k += stages.solve(tableau, group, k, self._rings)
+            k += stages.solve(tableau, group, k, self._rings, guess)
         x_next = combine(x, span.h, tableau.b, k)
         trial = Trial(span, x, x_next, k, given=memory, first=first)
         if self._carries_slope:
-            trial.memory, trial.end = Memory((k[-1],)), k[-1]
+            trial.memory = Memory((k[-1],))
+        elif self._at_once:
+            trial.memory = Memory((torch.stack([part.detach() for part in k], 1), spans.h))
+        if tableau.stiffly_accurate:
+            trial.end = k[-1]
         if error and tableau.b_error is not None:
             trial.error = self._error(stages, k)
         if bool((stages.left != 0).any()):
             trial.unsolved = stages.left
         return trial
+
+    def _first(self, memory: Memory, first: Tensor | None) -> Tensor | None:
+        at_once = self._at_once and memory.tensors and self.tableau.stiffly_accurate
+        return memory.tensors[0][:, -1] if at_once else super()._first(memory, first)
+
+    @torch.no_grad()
+    def _begun(self, spans: Spans, memory: Memory) -> Tensor:
+        """`_predicted` for each sample; where none has a former step, its last stage."""
+        c, (former, h) = self.tableau.c, memory.tensors
+        k, ratio = list(former.unbind(1)), spans.h / h
+        ends = [1 + ci * ratio for ci in c]
+        rows = [[math.prod((end - cm) / (cj - cm) for cm in c if cm != cj) for cj in c] for end in ends]
+        predicted = torch.stack([combine(None, torch.ones_like(h), row, k) for row in rows])
+        return torch.where(h != 0, predicted, k[-1])
 
     @torch.no_grad()
     def _error(self, stages: _Stages, k: Sequence[Tensor]) -> Tensor:
@@ -135,8 +167,23 @@ class _Stages:
         self.precision, self.factors = precision, factors
         self.left = torch.zeros(len(x), dtype=torch.float64)
 
-    def solve(self, tableau: ImplicitTableau, group: range, k: Sequence[Tensor], rings: bool) -> list[Tensor]:
-        """The stages of a group from those before them; zero where they, or stages before, could not be solved."""
+    def solve(
+        self,
+        tableau: ImplicitTableau,
+        group: range,
+        k: Sequence[Tensor],
+        rings: bool,
+        predicted: Tensor | None = None,
+    ) -> list[Tensor]:
+        """The stages of a group from those before them; zero where they, or stages before, could not be solved.
+
+        Args:
+            tableau: of the method.
+            group: which stages.
+            k: those before them.
+            rings: whether the search is to begin again at the state where it leads nowhere.
+            predicted: where it begins, if not on the polynomial through `k`.
+        """
         x, spans, left = self.x, self.spans, self.left
         row = tableau.a[group[0]][: len(k)]
         base = combine(x, spans.h, row, k) if any(row) else x
@@ -146,15 +193,21 @@ class _Stages:
             before = torch.zeros_like(x) if self.first is None else self.first
             if k:
                 before = combine(None, 1.0, tableau.guesses[group[0]], k)
-            guess = torch.stack([before.detach()] * len(group))
+            slope = torch.stack([before.detach()] * len(group))
             plain = equations._replace(base=base.detach())
-            K, found = newton_rows(plain, guess, self.factors, self.precision, (left == 0).nonzero()[:, 0])
-            again = ((found > 0) & found.isfinite()).nonzero()[:, 0]
-            if rings and self.precision.tolerances is not None and len(again):  # as `ImplicitRungeKutta` does
-                self.factors.stale[again] = True
-                at = again.to(x.device)
-                K = K.index_copy(1, at, ((x - base) / (spans.h * a[0][0])).detach()[None].index_select(1, at))
-                K, found = newton_rows(plain, K, self.factors, self.precision, again)
+            begun = slope if predicted is None else predicted
+            fixed, rows = self.precision.tolerances is None, (left == 0).nonzero()[:, 0]
+            K, found = newton_rows(plain, begun, self.factors, self.precision, rows, doubted=fixed)
+            where = standing(x, base, spans.h, a)
+            for guess in (where, slope) if fixed else (where,) if rings else ():  # as `ImplicitRungeKutta` does
+                again = (found != 0) & (found.isfinite() | fixed)
+                rows = again.nonzero()[:, 0]
+                if len(rows):
+                    self.factors.stale[rows] = True
+                    at = rows.to(x.device)
+                    K = K.index_copy(1, at, guess.index_select(1, at))
+                    K, then = newton_rows(plain, K, self.factors, self.precision, rows)
+                    found = torch.where(again, then, found)
             left = self.left = torch.where(left == 0, found, left)
             if bool((left != 0).any()):  # nothing of what did not converge is to come near the tape
                 bad = (left != 0).to(x.device).reshape(1, -1, *(1,) * (x.dim() - 1))

@@ -16,7 +16,7 @@ from torch import Tensor
 from odenet.solvers.control import scale
 from odenet.solvers.explicit import combine
 from odenet.solvers.jacobian import taped
-from odenet.solvers.newton import ITERATIONS, LEAST_DAMPING, PATIENCE, ROUNDING, SHARE, SINGULAR
+from odenet.solvers.newton import ITERATIONS, LEAST_DAMPING, PATIENCE, ROUNDING, SHARE, SINGULAR, TRUSTED
 from odenet.solvers.per_sample.control import on_host, rms_each
 from odenet.solvers.per_sample.field import Rows
 
@@ -185,9 +185,22 @@ class SamplePrecision:
         whole = torch.maximum(change, lengths[len(moved) :].amax(0))
         return torch.where(change == 0, change, change / (rounding * whole))
 
+    def astray(self, delta: Tensor, K: Tensor, equations: SampleEquations) -> Tensor:
+        """As `odenet.solvers.newton.Precision.astray`, for each sample, on the host."""
+        x, h = equations.base.detach().abs(), equations.h
+        off = [combine(None, h, row, list(delta)).abs() for row in equations.a]
+        taken = [combine(None, h, row, list(K)).abs() for row in equations.a]
+        far = [(moved > TRUSTED * (x + part)) for moved, part in zip(off, taken, strict=True)]
+        return torch.stack(far).any(0).reshape(len(x), -1).any(1).cpu()
+
 
 def newton_rows(
-    equations: SampleEquations, K: Tensor, factors: Factors, precision: SamplePrecision, rows: Tensor
+    equations: SampleEquations,
+    K: Tensor,
+    factors: Factors,
+    precision: SamplePrecision,
+    rows: Tensor,
+    doubted: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """K = G(K) from a guess, for some of the samples.
 
@@ -197,6 +210,7 @@ def newton_rows(
         factors: kept from stage to stage of a step.
         precision: when corrections are small enough.
         rows: the samples to solve for, on the host.
+        doubted: whether to give up where the first correction says that the guess was far off.
 
     Returns:
         K, and for each sample what was left, in units of what was asked for: 0 where it converged. (rows,) on the host.
@@ -233,6 +247,9 @@ def newton_rows(
         settled = (size <= 1) | ((size <= precision.loose) & (rate > 0.5) & fresh[rows])
         done = settled & ~taking
         hopeless = (last[rows].isinf() & ~finite) | (damping[rows] < LEAST_DAMPING) | (~finite & singular.cpu())
+        if doubted and iteration == 1:
+            hopeless |= precision.astray(delta, mine, own)
+            done &= ~hopeless
         stop = done | hopeless | (iteration == precision.iterations)
         size = torch.where(~finite & singular.cpu(), SINGULAR, size)
         left[rows] = torch.where(stop & ~done, size.clamp(min=1.0), 0.0)

@@ -86,13 +86,13 @@ class Walkers:
             return
         f, index = self.field.on(self.samples[rows], self.segment[rows]), self._device(rows)
         t, x = self._times(self.t[rows]), self.x.index_select(0, index)
-        k = f(t, x)
+        k = f(t, x) if self.uses_first else None
         if not self.stepper.lasting:
             memory = self.stepper.start(f, t, x, k)  # pyright: ignore[reportArgumentType]
             pairs = zip(self.memory.tensors, memory.tensors, strict=True)
             self.memory = Memory(tuple(old.index_copy(0, index, new) for old, new in pairs))
             self.fresh = self.fresh.index_put((rows,), torch.tensor(True))
-        if not self.uses_first:
+        if k is None:
             return
         if self.first is None:
             self.first, self.known = torch.zeros_like(self.x), torch.zeros_like(self.fresh)
