@@ -34,8 +34,20 @@ def network() -> MLP:
 def cases() -> dict[str, tuple[DepthWeights, dict[str, Any], Tensor | None]]:
     """For each row weights, scheme, and times of the answer."""
     tied, untied = odenet.depth.constant()(network()), odenet.depth.piecewise_constant(4)(network())
+    kinds = {
+        "piecewise linear, 4 pieces": odenet.depth.piecewise_linear(4),
+        "cubic spline, 2 pieces": odenet.depth.bspline(3, 2),
+        "Chebyshev, 4 functions": odenet.depth.chebyshev(4),
+        "low rank 1 over a cubic spline": odenet.depth.low_rank(1, odenet.depth.bspline(3, 2)),
+    }
+    varying = {name: kind(network()) for name, kind in kinds.items()}
     alone: dict[str, Any] = {"per_sample": True}
     return {
+        **{f"{name}, dopri5 at 1e-4": (weights, ADAPTIVE, None) for name, weights in varying.items()},
+        "cubic spline, 2 pieces, 20 steps of rk4": (varying["cubic spline, 2 pieces"], GIVEN, None),
+        "per sample, cubic spline, 2 pieces, dopri5 at 1e-4": (
+            varying["cubic spline, 2 pieces"], ADAPTIVE | alone, None,
+        ),
         "per sample, 4 untied layers, dopri5 at 1e-4": (untied, ADAPTIVE | alone, None),
         "per sample, three stops and a jump, dopri5 at 1e-4": (
             tied, ADAPTIVE | alone | {"stops": (0.1, 0.3, 0.7), "jumps": (0.5,)}, None,

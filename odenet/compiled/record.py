@@ -156,16 +156,16 @@ class Solves:
         stats, count = problem.stats, len(grid.spans)
         stats.nfe, stats.accepted, stats.h = count * self.used, count, list(grid.lengths)
 
-    def count_back(self, problem: Problem, steps: int, outputs: bool) -> None:
+    def count_back(self, problem: Problem, steps: int, dense: int) -> None:
         """Count a way back.
 
         Args:
             problem: what was solved.
             steps: of it.
-            outputs: whether there were answers between t0 and t1.
+            dense: those of them for which F was found at their ends as well, for answers inside.
         """
         stats = problem.stats
-        stages = steps * (self.tableau.stages if self.control and outputs else self.used)
+        stages = steps * self.used + dense * (self.tableau.stages - self.used)
         stats.nfe_backward += stages
         stats.vjps += stages
         stats.steps_backward += steps

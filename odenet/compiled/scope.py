@@ -25,7 +25,10 @@ DTYPES = (torch.float32, torch.float64)
 DEVICES = ("cpu", "cuda")
 SEVERAL = "F changes along depth (untied weights or jumps), and one graph holds one F"
 JUMPS = "jumps of F are compiled row by row only, and it cannot be written so"
-VARYING = "weights that vary within pieces of depth are not compiled, but for one piece and without a gradient"
+VARYING = (
+    "weights that vary within pieces of depth are compiled row by row, and where F cannot be written so for one piece "
+    "and without a gradient only"
+)
 NO_MODULE = "the gradient of an F that is no module is compiled row by row only, and it cannot be written so"
 HOOKS = "every module has a hook (torch.nn.modules.module.register_module_...), which graphs do not see"
 NOTHING = "there is nothing to walk, or the state has no batch"

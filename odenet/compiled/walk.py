@@ -159,7 +159,7 @@ class Graphs(Solves):
             for i, part in zip(which, found, strict=True):
                 gradients[i] = part
             steps += chunk.count - chunk.first
-        self.count_back(problem, steps, bool(cotangents))
+        self.count_back(problem, steps, steps if self.control and cotangents else 0)
         return a, *gradients
 
     def _constant(self, values: Any, device: torch.device) -> Tensor:

@@ -117,15 +117,16 @@ class ExpandedPiece:
         self.weights, self.start = weights, start
         self.scale = 1 / (end - start) if end != start else 0.0
         self.first, self.count = weights.basis.active(index)
-        self.table = weights.basis.table(index)
+        table = weights.basis.table(index)
+        self.tables = {table.dtype: table}
 
     def values(self, t: Tensor) -> Tensor:
         """Values of the active functions at times t, shape (*t.shape, count)."""
-        table = self.table
-        if table.device != t.device or table.dtype != t.dtype:
-            table = table.to(t.device, t.dtype)
+        table = self.tables.get(t.dtype)
+        if table is None or table.device != t.device:
+            table = next(iter(self.tables.values())).to(t.device, t.dtype)
             if type(table) is Tensor and _functorch.peek_interpreter_stack() is None:  # not one that stands for it
-                self.table = table
+                self.tables[t.dtype] = table
         u = (t.unsqueeze(-1) - self.start) * self.scale  # of a 0-d t times a number the forward mode makes float64
         return self.weights.basis.values(u, table).squeeze(-2)
 

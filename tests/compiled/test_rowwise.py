@@ -121,7 +121,9 @@ def test_states_gradients_and_counts_are_the_eager_ones(F, x):
         x = torch.randn(5, 3, 4, dtype=torch.float64)
     loose = {"rtol": 1e-4, "atol": 1e-4}
     got = agree(F(), x, within=1e-8, interval=(0.0, 0.6), ts=[0.0, 0.2, 0.31, 0.6], gradient="checkpoint", **loose)
-    assert got.stats.vjps == 7 * got.stats.accepted
+    ends = torch.tensor(got.stats.h).cumsum(0)
+    inside = {int((ends < t).sum()) for t in (0.2, 0.31)}  # the steps for whose ends F is needed as well
+    assert got.stats.vjps == 6 * got.stats.accepted + len(inside)
 
 
 @pytest.mark.parametrize("solver", ["euler", "rk4"])
@@ -312,7 +314,7 @@ def test_a_gradient_that_couples_samples_is_walked_back_as_a_whole_and_made_once
     made = []
     monkeypatch.setattr(graphs, "Graphs", lambda problem: _Whole())
 
-    def joint(self, wanted):
+    def joint(self, wanted, one_time=False):
         made.append(wanted)
         raise NotRowwiseError("not here")
 

@@ -254,7 +254,7 @@ def test_a_gradient_that_is_not_written_row_by_row_is_walked_back_in_rounds(monk
             assert torch.equal((steps[1] != steps[0]).sum(0), phase.accepted)
             return torch.zeros_like(a), *(torch.zeros_like(leaf) for leaf in leaves.tensors)
 
-    def joint(self, wanted):
+    def joint(self, wanted, one_time=False):
         raise NotRowwiseError("not here")
 
     monkeypatch.setattr(Captured, "joint", joint)

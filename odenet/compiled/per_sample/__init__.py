@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ENOUGH_EVALUATIONS = 60_000
 GIVEN = "steps that are given are compiled on a CPU only, row by row"
+VARYING = "weights that vary within pieces of depth are compiled for each sample on a CPU only, row by row"
 PIECES = "pieces of depth, stops and jumps of each sample are compiled on a CPU only, row by row"
 
 
@@ -113,6 +114,8 @@ def _reason_in_rounds(problem: SampleProblem) -> str | None:
     scheme, stepper = problem.scheme, problem.stepper
     if not scheme.adaptive:
         return GIVEN
+    if problem.weights.varies:
+        return VARYING
     if problem.weights.pieces > 1 or scheme.jumps or problem.field.timetable.end.shape[1] > 1:
         return PIECES
     assert isinstance(stepper, ExplicitRungeKutta)

@@ -75,6 +75,17 @@ class BlockChunk(Chunk):
         rows = self.blocks[: self.count].transpose(2, 3).flatten(1, 2)[:, : self.shape[0]]
         return rows.reshape(self.count, *self.shape)
 
+    def passing(self, times: Tensor, count: int) -> int:
+        """How many of the steps have one of `count` times inside, and not at an end."""
+        if not count:
+            return 0
+        ends, sign = self.grid[self.first : self.count + 1], torch.sign(self.sizes[self.first])
+        at, ends = times * sign, ends * sign
+        step = torch.searchsorted(ends, at)  # the first end that is not before it
+        within = (at > ends[0]) & (at < ends[-1])
+        inner = within & (ends[step.clamp(max=len(ends) - 1)] != at)
+        return len(step[inner].unique())
+
     def state(self, number: int) -> Tensor:
         """One of them."""
         return self.blocks[number].transpose(1, 2).flatten(0, 1)[: self.shape[0]].reshape(self.shape)

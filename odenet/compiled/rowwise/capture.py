@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_interpreter_stack, pop_dynamic_layer_stack
 from torch.fx import GraphModule, Node
 
 from odenet.compiled.rowwise.program import Program
-from odenet.compiled.rowwise.values import ROW, SHARED, NotRowwiseError, Value, stored
+from odenet.compiled.rowwise.values import LATE, MOMENT, PARTIAL, ROW, SHARED, TALLY, NotRowwiseError, Value, stored
 
 MOST_ELEMENTS = 2**16
+FEW_OF_TIME = 16
 
 
 @dataclass
@@ -27,7 +30,7 @@ class Captured:
         fakes: its inputs without their data.
         state: place of the state among the inputs.
         time: place of the time among the inputs, or None.
-        given: places of the inputs that are tensors beside these.
+        given: places of the inputs beside these, which are tensors, or integers that have changed.
         args: for those of them that are an argument of F, which.
         rows: those of them that hold a row for each sample.
         dtype: of all numbers.
@@ -67,9 +70,12 @@ class Captured:
         sizes = x.shape
         if isinstance(sizes[0], int) or any(not isinstance(size, int) for size in sizes[1:]):
             raise NotRowwiseError("it holds for one size of the batch only")
-        given, args, rows = [], {}, set[int]()
+        given, args, rows, batch = [], {}, set[int](), str(sizes[0].node.expr)
         for place, (name, fake) in enumerate(zip(names, fakes, strict=True)):
-            if name in ("L['x']", "L['t']") or isinstance(fake, torch.SymInt):
+            if name in ("L['x']", "L['t']") or _symbol(fake) == batch:
+                continue
+            if isinstance(fake, torch.SymInt):
+                given.append(place)
                 continue
             if not isinstance(fake, Tensor) or not (_alike(fake, x) or _number(fake)):
                 raise NotRowwiseError(f"it uses {name}, which is no tensor like the state")
@@ -83,19 +89,29 @@ class Captured:
             if number is not None and whole:
                 args[place] = number
         time = names.index("L['t']") if "L['t']" in names else None
-        batch = str(sizes[0].node.expr)
         for place in (*rows, *(() if time is None else (time,))):
             if fakes[place].dim() and _symbol(fakes[place].shape[0]) != batch:
                 raise NotRowwiseError(f"it does not use {names[place]} sample by sample")
+        if _transforms(graph):
+            graph = _flat(graph, fakes)
         return cls(graph, fakes, state, time, given, args, rows, x.dtype, tuple(sizes[1:]), batch)
 
-    def forward(self) -> Program:
-        """F."""
-        graph = traced(lambda *inputs: [self.graph(*inputs)[0]], self.fakes)
-        return self._program(graph, ())
+    def forward(self, one_time: bool = False) -> Program:
+        """F.
 
-    def joint(self, wanted: Sequence[int]) -> Program:
-        """F, then its vector-Jacobian product for the state and the inputs at the places `wanted`."""
+        Args:
+            one_time: whether all samples have one time in every evaluation.
+        """
+        graph = traced(lambda *inputs: [self.graph(*inputs)[0]], self.fakes)
+        return self._of_time(graph, (), one_time, LATE)
+
+    def joint(self, wanted: Sequence[int], one_time: bool = False) -> Program:
+        """F, then its vector-Jacobian product for the state and the inputs at the places `wanted`.
+
+        Args:
+            wanted: places.
+            one_time: as for `forward`.
+        """
         places = (self.state, *wanted)
 
         def both(*inputs: Any) -> list[Tensor]:
@@ -114,21 +130,33 @@ class Captured:
         with x.fake_mode:
             cotangent = torch.empty_like(x)  # a tensor of its own, or the two would be taken for one
         graph = traced(both, [*self.fakes, cotangent])
-        return self._program(graph, (stored(ROW, (None, *self.features), "a", backward=True),))
+        more = (stored(ROW, (None, *self.features), "a", backward=True),)
+        try:
+            return self._of_time(graph, more, one_time, LATE)
+        except NotRowwiseError:  # gradients of weights at a time are sums over the samples, but not yet over the steps
+            return self._program(graph, more, one_time, TALLY if one_time else PARTIAL)
 
-    def _program(self, graph: GraphModule, more: tuple[Value, ...]) -> Program:
-        values: list[Value | None] = []
+    def _of_time(self, graph: GraphModule, more: tuple[Value, ...], one_time: bool, sums: str) -> Program:
+        """A program in which what depends on the time alone is found once for all samples, if it is much."""
+        program = self._program(graph, more, False, sums)
+        return self._program(graph, more, True, sums) if one_time and program.of_time > FEW_OF_TIME else program
+
+    def _program(self, graph: GraphModule, more: tuple[Value, ...], moments: bool, sums: str) -> Program:
+        values: list[Value | str | None] = []
         for place, fake in enumerate(self.fakes):
             if place == self.state:
                 values.append(stored(ROW, (None, *self.features), "x"))
             elif place == self.time:
-                values.append(Value(ROW, (), "t") if fake.dim() == 0 else stored(ROW, (None,), "t"))
+                of_all = Value(MOMENT if moments else ROW, (), "t")
+                values.append(of_all if fake.dim() == 0 else stored(ROW, (None,), "t"))
             elif isinstance(fake, Tensor):
                 kind, sizes = (ROW, (None, *fake.shape[1:])) if place in self.rows else (SHARED, tuple(fake.shape))
                 values.append(stored(kind, sizes, f"p[{self.given.index(place)}]"))
+            elif place in self.given:
+                values.append(f"long(p[{self.given.index(place)}][0])")
             else:
                 values.append(None)
-        program = Program(graph.graph, [*values, *more], self.dtype, self.batch)
+        program = Program(graph.graph, [*values, *more], self.dtype, self.batch, sums)
         if program.kept.size > MOST_ELEMENTS:
             raise NotRowwiseError("what it computes of a sample is large")
         return program
@@ -145,12 +173,41 @@ def traced(function: Callable[..., Any], fakes: Sequence[Any]) -> GraphModule:
     table = {target: form for target, form in select_decomp_table().items() if target not in kept}
     table |= {aten.var_mean.correction: var_mean, aten.var.correction: lambda *a, **k: var_mean(*a, **k)[0]}
     table |= {aten.mean.dim: mean, aten.addcmul.default: lambda x, a, b, *, value=1: x + a * b * value}
-    mode = next(fake.fake_mode for fake in fakes if hasattr(fake, "fake_mode"))
     pure = torch.func.functionalize(function, remove="mutations")
-    with mode, enable_python_dispatcher(), torch.no_grad():
+    with _mode_of(fakes), enable_python_dispatcher(), torch.no_grad(), levels_kept():
         graph = make_fx(pure, decomposition_table=table)(*fakes)
     graph.graph.eliminate_dead_code()
     return graph
+
+
+def _flat(graph: GraphModule, fakes: Sequence[Any]) -> GraphModule:
+    """A graph in which transforms of torch.func have been carried out: none of them takes others around it."""
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with _mode_of(fakes), enable_python_dispatcher(), torch.no_grad(), levels_kept():
+        return make_fx(lambda *inputs: graph(*inputs))(*fakes)
+
+
+def _transforms(graph: GraphModule) -> bool:
+    """Whether transforms of torch.func stand in a graph."""
+    graphs = [module.graph for module in graph.modules() if isinstance(module, GraphModule)]
+    return any("functorch" in str(getattr(n.target, "__module__", "")) for g in graphs for n in g.nodes)
+
+
+@contextlib.contextmanager
+def levels_kept() -> Iterator[None]:
+    """Leave no transform of torch.func behind where one fails: all that follows would stand inside of it."""
+    before = len(get_interpreter_stack() or ())
+    try:
+        yield
+    finally:
+        while len(get_interpreter_stack() or ()) > before:
+            pop_dynamic_layer_stack()
+
+
+def _mode_of(fakes: Sequence[Any]) -> Any:
+    return next(fake.fake_mode for fake in fakes if hasattr(fake, "fake_mode"))
 
 
 def mean(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:

@@ -59,7 +59,12 @@ class Use(NamedTuple):
         """The inputs beside state and time."""
         graph, flat = self.field.graph, self.flat
         given, dtype = [flat[place] for place in graph.given], graph.dtype
-        return [x if x.dtype == dtype and x.is_contiguous() else x.detach().to(dtype).contiguous() for x in given]
+        return [
+            torch.tensor([x], dtype=dtype) if isinstance(x, int)
+            else x if x.dtype == dtype and x.is_contiguous()
+            else x.detach().to(dtype).contiguous()
+            for x in given
+        ]  # fmt: skip
 
     def wanted(self, leaves: Leaves) -> dict[int, int]:
         """For each tensor that F uses its number among the inputs."""

@@ -217,7 +217,7 @@ class RowGraphs(Solves):
             return self._back_as_a_whole(problem, walked, leaves, a, cotangents)
         a = a.detach().clone(memory_format=torch.contiguous_format)
         given = torch.stack([torch.zeros_like(a) if c is None else c for c in cotangents]) if cotangents else NO_TIMES
-        steps, found, ends = 0, dict[int, Tensor](), problem.pieces()
+        steps, dense, found, ends = 0, 0, dict[int, Tensor](), problem.pieces()
         for chunk in reversed(walked.chunks):
             assert isinstance(chunk, BlockChunk)
             code, wanted, numbers, inputs = ways[chunk.piece]
@@ -235,7 +235,8 @@ class RowGraphs(Solves):
             for leaf, number in wanted.items():
                 found[leaf] = found[leaf] + parts[number] if leaf in found else parts[number]
             steps += chunk.count - chunk.first
-        self.count_back(problem, steps, bool(cotangents))
+            dense += 0 if self.control is None else chunk.passing(walked.inside, len(cotangents))
+        self.count_back(problem, steps, dense)
         return a, *gradients(found, leaves)
 
     def _way_back(self, use: Use, leaves: Leaves, x: Tensor) -> _Way:
@@ -254,14 +255,14 @@ class RowGraphs(Solves):
 
     def _walk_code(self, field: Field, x: Tensor) -> Code:
         if field.walk is None:
-            source = forward(field.graph.forward(), field.sizes(), self.tableau, self.control)
+            source = forward(field.graph.forward(one_time=True), field.sizes(), self.tableau, self.control)
             field.walk = self._code(source, "walk_adaptive" if self.control else "walk_fixed", x)
         return field.walk
 
     def _back_code(self, field: Field, x: Tensor, wanted: tuple[int, ...]) -> Code | None:
         if wanted not in field.backs:
             try:
-                program = field.graph.joint([field.graph.given[number] for number in wanted])
+                program = field.graph.joint([field.graph.given[number] for number in wanted], one_time=True)
                 source = backward(program, field.sizes(), wanted, self.tableau)
                 field.backs[wanted] = self._code(source, "walk_back", x)
             except NotRowwiseError:

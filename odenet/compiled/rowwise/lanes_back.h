@@ -83,11 +83,11 @@ struct Lanes {
     const bool inside = c->outputs && seeds(false);
     const long used = inside ? SLOPES : USED;
     const T* const* given = inputs.given.data();
-    forward(given, s, time, ys, w, k);
+    forward(given, s, nullptr, time, ys, w, k);
     for (long i = 1; i < used; i++) {
       combine(ys, size, A[i], i, k, ys + i * BLOCK);
       shown(i, t, t_next, h, time);
-      forward(given, s, time, ys + i * BLOCK, w + i * KEPT, k + i * BLOCK);
+      forward(given, s, nullptr, time, ys + i * BLOCK, w + i * KEPT, k + i * BLOCK);
     }
     // k now takes the cotangents of the stages
     for (long i = 0; i < used; i++)
@@ -100,7 +100,7 @@ struct Lanes {
       for (long j = i + 1; j < used; j++)
         if (A[j][i] != 0)
           for (long v = 0; v < D * NV; v++) at(cot, v) += at(size, v % NV) * T(A[j][i]) * at(back + j * BLOCK, v);
-      backward(given, s, time, ys + i * BLOCK, w + i * KEPT, cot, b, back + i * BLOCK, g);
+      backward(given, s, nullptr, time, ys + i * BLOCK, w + i * KEPT, cot, b, back + i * BLOCK, g);
     }
     for (long i = 0; i < used; i++)
       for (long v = 0; v < D * NV; v++) at(a, v) += at(back + i * BLOCK, v);

@@ -21,7 +21,7 @@ struct Walkers {
 
   double& of(long field, long n) { return c->at[field * c->batch + n]; }
   void field(const T* time, const T* state, T* slope) {
-    forward(inputs.given.data(), s, time, state, w, slope);
+    forward(inputs.given.data(), s, nullptr, time, state, w, slope);
     padded += R;
   }
 

@@ -83,6 +83,8 @@ class SampleRows(Solves):
             args = tuple(pytree.tree_map(_constant, arg) if n in rows else arg for n, arg in enumerate(args))
         if rows not in self._graphs:
             self._graphs[rows] = Guarded(called, partial(self._capture, rows))
+        if problem.weights.varies:  # in lanes a time that all samples share is each one's own, as are the weights then
+            t = t.new_zeros(())
         graph, t, x = self._graphs[rows], any_batch(t.to(x.dtype)), any_batch(x)
         with torch.no_grad():
             for F in problem.functions:

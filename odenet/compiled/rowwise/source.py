@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from odenet.compiled.rowwise.library import register_width
-from odenet.compiled.rowwise.program import Memory, Program, loops
-from odenet.compiled.rowwise.values import LANES, LATE, PARTIAL, ROW, NotRowwiseError, Value, stored
+from odenet.compiled.rowwise.program import Memory, Program
+from odenet.compiled.rowwise.values import LANES, LATE, PARTIAL, ROW, TALLY, NotRowwiseError, Value, loops, stored
 from odenet.solvers.control import LEAST, LEAST_ERROR, NONFINITE_RETRIES, STRETCH, Controller
 from odenet.solvers.tableau import Tableau
 
 HERE = Path(__file__).parent
 INPUTS = "const T* const* __restrict p, const T* __restrict s"
+TIMED = f"{INPUTS}, const T* __restrict m, const T* __restrict t, const T* __restrict x"
 
 
 def forward(program: Program, inputs: Sequence[int], tableau: Tableau, control: tuple[Controller, int] | None) -> str:
@@ -50,7 +51,7 @@ def backward(program: Program, inputs: Sequence[int], wanted: Sequence[int], tab
         tableau: of the method.
     """
     code = backward_code(program, inputs, wanted, tableau)
-    return whole(program, ["BACKWARD"], _lanes(program), code, ["functions.h", "kernels.h"], ["walk.h"])
+    return whole(program, [], _lanes(program), code, ["functions.h", "kernels.h"], ["walk.h", "walk_back.h"])
 
 
 def backward_code(program: Program, inputs: Sequence[int], wanted: Sequence[int], tableau: Tableau) -> list[str]:
@@ -86,13 +87,13 @@ def _lanes(program: Program) -> int:
 
 def features_of(program: Program) -> tuple[int, ...]:
     """Sizes of a sample's state."""
-    value = next(value for value in program.inputs if value is not None and value.base == "x")
+    value = next(value for value in program.inputs if isinstance(value, Value) and value.base == "x")
     return value.features
 
 
 def write_result(program: Program, value: Value | None, place: Value) -> None:
     """What F gives, to where it is wanted."""
-    if value is None or value.kind not in (ROW, "shared") or len(value.sizes) > len(place.sizes):
+    if value is None or not (value.kind == ROW or value.common) or len(value.sizes) > len(place.sizes):
         raise NotRowwiseError("its result is no state")
     program.copy(value, place)
 
@@ -137,6 +138,13 @@ def _gather(program: Program, value: Value | None, place: int) -> None:
             f"{{ T sum = 0; for (long r = 0; r < R; r++) sum += {total.element(names)}; {into.element(names)} = sum; }}"
         )
         program.code["finish"] += [*nest, ending]
+    elif value.kind == TALLY:
+        total = stored(LATE, value.sizes, program.gathered.take(value.count, False))
+        names, body = [f"i{axis}" for axis in range(len(value.sizes))], list[str]()
+        nest = loops([(name, size or 1) for name, size in zip(names, value.sizes, strict=True)])
+        added = program.expression(value, names, body, {})
+        program.code["backward"] += [*nest, f"{{ {' '.join(body)} {total.element(names)} += {added}; }}"]
+        program.copy(total, stored(LATE, value.sizes, f"d[{place}]"))
     elif value.kind == LATE or value.number:
         program.copy(value, stored(LATE, value.sizes, f"d[{place}]"))
     else:
@@ -161,8 +169,10 @@ def field_of(program: Program, backward: bool = False) -> list[str]:
         "NOINLINE static void prepare(const T* const* __restrict p, T* __restrict s) {",
         *program.code["prepare"],
         "}",
-        f"NOINLINE static void forward({INPUTS}, const T* __restrict t, const T* __restrict x, T* __restrict w, "
-        "T* __restrict k) {",
+        f"NOINLINE static void moment({INPUTS}, const T* __restrict t, T* __restrict m) {{",
+        *program.code["moment"],
+        "}",
+        f"NOINLINE static void forward({TIMED}, T* __restrict w, T* __restrict k) {{",
         *program.code["forward"],
         "}",
     ]
@@ -170,8 +180,8 @@ def field_of(program: Program, backward: bool = False) -> list[str]:
         return code
     return [
         *code,
-        f"NOINLINE static void backward({INPUTS}, const T* __restrict t, const T* __restrict x, "
-        "const T* __restrict w, const T* __restrict a, T* __restrict b, T* __restrict o, T* __restrict g) {",
+        f"NOINLINE static void backward({TIMED}, const T* __restrict w, const T* __restrict a, T* __restrict b, "
+        "T* __restrict o, T* __restrict g) {",
         *program.code["backward"],
         "}",
         f"NOINLINE static void finish({INPUTS}, const T* g, T* l, T* const* d) {{",
@@ -189,7 +199,9 @@ def method_of(program: Program, tableau: Tableau) -> list[str]:
         f"constexpr long D = {math.prod(features_of(program))}, S = {s}, USED = {used}, ORDER = {tableau.order};",
         f"constexpr long L = {whole}, SLOPES = {len(rows)};  // with F(t + h, x+); in the dense output",
         f"constexpr long KEPT_SIZE = {program.kept.size}, SCRATCH_SIZE = {program.scratch.size}, "
-        f"SHARED_SIZE = {program.shared.size}, LATE_SIZE = {program.late.size}, SUMS_OF_NUMBERS = {program.sums.size};",
+        f"SHARED_SIZE = {program.shared.size}, LATE_SIZE = {program.late.size};",
+        f"constexpr long SUMS_OF_NUMBERS = {program.gathered.size}, MOMENT_SIZE = {program.moments.size}, "
+        f"BACK_SIZE = SCRATCH_SIZE * R + {program.tallies.size};",
         f"constexpr bool FSAL = {str(tableau.fsal).lower()}, TWO_ESTIMATES = {str(two).lower()};",
         f"constexpr double A[L][L] = {{{', '.join(_row(row, whole) for row in slopes)}}};",
         f"constexpr double B[L] = {_row(tableau.b, whole)}, C[L] = {_row(c, whole)};",

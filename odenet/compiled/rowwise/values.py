@@ -11,9 +11,13 @@ if TYPE_CHECKING:
     from odenet.compiled.rowwise.operations import Pointwise
 
 Size = int | None  # None: the batch
-SHARED, ROW, PARTIAL, LATE = "shared", "row", "partial", "late"
+SHARED, MOMENT, ROW, PARTIAL, TALLY, LATE = "shared", "moment", "row", "partial", "tally", "late"
+SUMS = (PARTIAL, TALLY, LATE)
 # over all lanes at once, said because the compiler would take few of them one by one, and round in another way
 LANES = '_Pragma("omp simd") for (long r = 0; r < R; r++) '
+
+
+USES_A_SUM = "it uses a sum over the samples, and not only to add to it"
 
 
 class NotRowwiseError(Exception):
@@ -25,9 +29,10 @@ class Value:
     """A node.
 
     Attributes:
-        kind: "shared": one for the whole batch, the same at all times. "row": one for each sample, or, without a batch
-            among `sizes`, of the time alone. "partial": what is meant is the sum over the samples. "late": that sum
-            itself, gathered over the steps.
+        kind: "shared": one for the whole batch, the same at all times. "moment": one for the whole batch, of the time
+            alone. "row": one for each sample, or, without a batch among `sizes`, of the time alone where each sample
+            has its own. "partial": what is meant is the sum over the samples. "tally": that sum in one evaluation.
+            "late": that sum, gathered over the steps.
         sizes: its shape, None for the batch.
         base: C++ expression of the address of its first element; "" for a number or something that is not stored yet.
         strides: in elements, one for each of `sizes`; 0 for the batch.
@@ -50,6 +55,11 @@ class Value:
     def lanes(self) -> bool:
         """Whether there is one number for each lane."""
         return self.kind in (ROW, PARTIAL)
+
+    @property
+    def common(self) -> bool:
+        """Whether there is one for the whole batch."""
+        return self.kind in (SHARED, MOMENT)
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -81,8 +91,8 @@ class Value:
         place = " + ".join(terms) or "0"
         return f"{self.base}[({place}) * R + r]" if self.lanes else f"{self.base}[{place}]"
 
-    def moved(self, elements: int) -> str:
-        """Address that many elements later."""
+    def moved(self, elements: int | str) -> str:
+        """Address that many elements later; a number, or an expression in C++."""
         if not elements:
             return self.base
         return f"({self.base} + {elements} * R)" if self.lanes else f"({self.base} + {elements})"
@@ -103,12 +113,22 @@ class Value:
             strides=(*strides[:axis], *strides[axis + 1 :]),
         )  # fmt: skip
 
-    def sliced(self, axis: int, start: int, size: int, step: int) -> Value:
+    def sliced(self, axis: int, start: int | str, size: int, step: int) -> Value:
         """Every `step`-th of an axis, `size` of them."""
         sizes, strides = list(self.sizes), list(self.strides)
-        first = self.moved(start * strides[axis])
+        first = self.moved(f"{start} * {strides[axis]}" if isinstance(start, str) else start * strides[axis])
         sizes[axis], strides[axis] = size, strides[axis] * step
         return replace(self, base=first, sizes=tuple(sizes), strides=tuple(strides))
+
+    def flipped(self, axes: Sequence[int]) -> Value:
+        """With some axes the other way round."""
+        strides, first = list(self.strides), 0
+        for axis in axes:
+            size = self.sizes[axis]
+            if size is None:
+                raise NotRowwiseError("it takes the samples in another order")
+            first, strides[axis] = first + (size - 1) * strides[axis], -strides[axis]
+        return replace(self, base=self.moved(first), strides=tuple(strides))
 
     def expanded(self, sizes: Sequence[Size]) -> Value:
         """Broadcast to `sizes`."""
@@ -158,3 +178,38 @@ def stored(kind: str, sizes: Sequence[Size], base: str, **more: Any) -> Value:
     """A value at `base`, its elements one after the other."""
     steps = iter(row_major([size for size in sizes if size is not None]))
     return Value(kind, tuple(sizes), base, tuple(0 if size is None else next(steps) for size in sizes), **more)
+
+
+def loops(ranges: Sequence[tuple[str, int]]) -> list[str]:
+    """Heads of nested loops, the lanes' one not among them."""
+    return [f"for (long {name} = 0; {name} < {size}; {name}++)" for name, size in ranges]
+
+
+def constant(number: Any, sizes: Sequence[Size], truth: bool) -> Value:
+    """A number of any shape."""
+    if truth:
+        return Value(SHARED, tuple(sizes), number="true" if number else "false", truth=True)
+    known = {math.inf: "T(INFINITY)", -math.inf: "T(-INFINITY)"}
+    literal = "T(NAN)" if number != number else known.get(number, f"T({float(number)!r})")
+    return Value(SHARED, tuple(sizes), number=literal)
+
+
+def kind_of(operands: Sequence[Value], entry: Pointwise) -> str:
+    """What an operation on such operands is.
+
+    Raises:
+        NotRowwiseError: it is not linear in a sum over samples.
+    """
+    summed = [operand for operand in operands if operand.kind in SUMS]
+    if not summed:
+        return next((kind for kind in (ROW, MOMENT) if any(o.kind == kind for o in operands)), SHARED)
+    kind = summed[0].kind
+    others = [operand for operand in operands if operand not in summed]
+    same = all(operand.kind == kind for operand in summed)
+    allowed = {PARTIAL: (SHARED, MOMENT, ROW), TALLY: (SHARED, MOMENT), LATE: (SHARED,)}[kind]
+    steady = all(o.kind == SHARED or (o.kind in allowed and o.batch is None) for o in others)
+    zeros = all(o.number in ("T(0.0)", "T(-0.0)") for o in others)
+    fits = {"sum": zeros, "either": len(summed) == 1, "left": summed == [operands[0]]}.get(entry.linear, False)
+    if not (same and steady and fits):
+        raise NotRowwiseError(USES_A_SUM)
+    return kind

@@ -50,10 +50,23 @@ struct Inputs {
   const T* const* of(long block) const { return ROWS_SIZE ? own.data() + block * INPUTS : shared; }
   static long size(long blocks) { return blocks * (ROWS_SIZE * R + INPUTS * 16); }
 };
-static inline void field(const T* const* inputs, const T* s, double t, const T* x, T* w, T* k) {
+// What F makes of the time alone, for each stage of a step: made anew where the time is another than it was.
+struct Moments {
+  static constexpr long SLOT = MOMENT_SIZE ? MOMENT_SIZE + 16 : 0, SIZE = L * SLOT;
+  T* at;
+  void forget() {
+    for (long i = 0; i < L && MOMENT_SIZE; i++) at[i * SLOT + MOMENT_SIZE] = std::numeric_limits<T>::quiet_NaN();
+  }
+  const T* of(long stage, const T* const* inputs, const T* s, const T* time) const {
+    T *m = at + stage * SLOT;
+    if (MOMENT_SIZE && m[MOMENT_SIZE] != time[0]) moment(inputs, s, time, m), m[MOMENT_SIZE] = time[0];
+    return m;
+  }
+};
+static inline void field(const T* const* inputs, const T* s, Moments m, long stage, double t, const T* x, T* w, T* k) {
   alignas(64) T time[R];
   for (long r = 0; r < R; r++) time[r] = T(t);
-  forward(inputs, s, time, x, w, k);
+  forward(inputs, s, m.of(stage, inputs, s, time), time, x, w, k);
 }
 static inline double shown(const Walk* c, double t) { return t == c->begin ? c->begin_shown : t == c->t1 ? c->t1_shown : t; }
 static inline double time_of(const Walk* c, long i, double t, double t_next, double h) {
@@ -75,11 +88,12 @@ static inline void combine(const T* x, T h, const double* weights, long n, const
   }
 }
 template <long N>
-static inline void stages(const Walk* c, const T* const* inputs, const T* s, double t, double t_next, double h, const T* x, T* y, T* w, T* k) {
+static inline void stages(const Walk* c, const T* const* inputs, const T* s, Moments m, double t, double t_next, double h,
+                          const T* x, T* y, T* w, T* k) {
 #pragma GCC unroll 16
   for (long i = 1; i < N; i++) {
     combine(x, T(h), A[i], i, k, y);
-    field(inputs, s, time_of(c, i, t, t_next, h), y, w, k + i * BLOCK);
+    field(inputs, s, m, i, time_of(c, i, t, t_next, h), y, w, k + i * BLOCK);
   }
 }
 static inline double squares(const T* e, const Walk* c, long block) {
@@ -92,18 +106,21 @@ static inline double squares(const T* e, const Walk* c, long block) {
 
 #ifdef FORWARD
 struct Areas {
-  T *p, *s, *x, *next_x, *k, *y, *w;
+  T *p, *s, *x, *next_x, *k, *y, *w, *moments;
   Inputs inputs;
   Areas(const Walk* c) : p(c->work), s(next(p, SHARED_SIZE)), inputs(c, p) {
     const long blocks = blocks_of(c);
     x = next(p, blocks * BLOCK), next_x = next(p, blocks * BLOCK), k = next(p, blocks * S * BLOCK);
     y = next(p, c->threads * BLOCK), w = next(p, c->threads * (KEPT_SIZE * R + 64));
+    moments = next(p, c->threads * Moments::SIZE);
+    for (long i = 0; i < c->threads; i++) at(i).forget();
   }
+  Moments at(long thread) const { return {moments + thread * Moments::SIZE}; }
   T* own(long thread) const { return w + thread * (KEPT_SIZE * R + 64); }
 };
 extern "C" int64_t work_size(int64_t batch, int64_t threads) {
   const long blocks = (batch + R - 1) / R;
-  return SHARED_SIZE + Inputs::size(blocks) + blocks * BLOCK * (S + 2) + threads * (BLOCK + KEPT_SIZE * R + 64) + 128;
+  return SHARED_SIZE + Inputs::size(blocks) + blocks * BLOCK * (S + 2) + threads * (BLOCK + KEPT_SIZE * R + 64 + Moments::SIZE) + 128;
 }
 
 template <class Body> static void each_block(const Walk* c, Body body) {
@@ -126,8 +143,8 @@ extern "C" void walk_fixed(Walk* c) {
     for (long n = c->first; n < c->count; n++) {
       const double t = c->ts[n], t_next = c->ts[n + 1], h = c->hs[n];
       if (c->keep) std::memcpy(c->xs + (n * blocks + b) * BLOCK, x, BLOCK * sizeof(T));
-      field(m.inputs.of(b), m.s, shown(c, t), x, w, k);
-      stages<USED>(c, m.inputs.of(b), m.s, t, t_next, h, x, y, w, k);
+      field(m.inputs.of(b), m.s, m.at(thread), 0, shown(c, t), x, w, k);
+      stages<USED>(c, m.inputs.of(b), m.s, m.at(thread), t, t_next, h, x, y, w, k);
       combine(x, T(h), B, USED, k, x);
     }
     store(x, D, c, b, c->x1);
@@ -166,7 +183,7 @@ static double first_size(const Walk* c, const Areas& m, double numel) {
     const T *x = m.x + b * BLOCK, *k = m.k + b * S * BLOCK;
     T *y = m.y + thread * BLOCK, *slope = m.next_x + b * BLOCK;
     for (long i = 0; i < BLOCK; i++) y[i] = x[i] + k[i] * T(signed_h);
-    field(m.inputs.of(b), m.s, shown(c, probe), y, m.own(thread), slope);
+    field(m.inputs.of(b), m.s, m.at(thread), 0, shown(c, probe), y, m.own(thread), slope);
     d2[b] = weighted(x, slope, k, b);
   });
   const double change = total(d2) / h0, largest = std::max(e, change);
@@ -201,7 +218,7 @@ extern "C" void walk_adaptive(Walk* c) {
     each_block(c, [&](long b, long thread) {
       T *x = m.x + b * BLOCK, *k = m.k + b * S * BLOCK;
       load(c->x0, D, c, b, x, true);
-      field(m.inputs.of(b), m.s, shown(c, c->t), x, m.own(thread), k);
+      field(m.inputs.of(b), m.s, m.at(thread), 0, shown(c, c->t), x, m.own(thread), k);
       fine[b] = squares(x, c, b) + squares(k, c, b);
     });
     for (double part : fine)
@@ -216,11 +233,11 @@ extern "C" void walk_adaptive(Walk* c) {
     each_block(c, [&](long b, long thread) {
       T *x = m.x + b * BLOCK, *to = m.next_x + b * BLOCK, *k = m.k + b * S * BLOCK, *y = m.y + thread * BLOCK;
       if (FSAL) {
-        stages<S - 1>(c, m.inputs.of(b), m.s, t, t_next, size, x, y, m.own(thread), k);
+        stages<S - 1>(c, m.inputs.of(b), m.s, m.at(thread), t, t_next, size, x, y, m.own(thread), k);
         combine(x, T(size), A[S - 1], S - 1, k, to);
-        field(m.inputs.of(b), m.s, shown(c, t_next), to, m.own(thread), k + (S - 1) * BLOCK);
+        field(m.inputs.of(b), m.s, m.at(thread), S - 1, shown(c, t_next), to, m.own(thread), k + (S - 1) * BLOCK);
       } else {
-        stages<S>(c, m.inputs.of(b), m.s, t, t_next, size, x, y, m.own(thread), k);
+        stages<S>(c, m.inputs.of(b), m.s, m.at(thread), t, t_next, size, x, y, m.own(thread), k);
         combine(x, T(size), B, S, k, to);
       }
       auto estimate = [&](const double* weights) {
@@ -256,7 +273,7 @@ extern "C" void walk_adaptive(Walk* c) {
       if (c->outputs) outputs(c, b, t, t_next, size, x, to, k, m.y + thread * BLOCK);
       std::memcpy(x, to, BLOCK * sizeof(T));
       if (FSAL) std::memcpy(k, k + (S - 1) * BLOCK, BLOCK * sizeof(T));
-      else if (t_next != c->t1) field(m.inputs.of(b), m.s, t_next, x, m.own(thread), k);
+      else if (t_next != c->t1) field(m.inputs.of(b), m.s, m.at(thread), 0, t_next, x, m.own(thread), k);
     });
     c->h = lands ? std::max(h, grown) : grown;
     c->e2 = c->e1, c->e1 = std::max(error, LEAST_ERROR);
@@ -266,89 +283,4 @@ extern "C" void walk_adaptive(Walk* c) {
   each_block(c, [&](long b, long) { store(m.x + b * BLOCK, D, c, b, c->x1); });
 }
 #endif
-#endif
-
-#ifdef BACKWARD
-constexpr long KEPT = KEPT_SIZE * R;
-constexpr long OWN = (S * (3 * BLOCK + KEPT) + 3 * BLOCK + SCRATCH_SIZE * R + SUMS_SIZE + 256 + 15) / 16 * 16;
-extern "C" int64_t work_size(int64_t batch, int64_t threads) {
-  return SHARED_SIZE + LATE_SIZE + Inputs::size((batch + R - 1) / R) + threads * OWN + 128;
-}
-
-// a <- dL/dx0 from dL/dx1, c->x1 in and out; gradients of the inputs
-extern "C" void walk_back(Walk* c) {
-  T* p = c->work;
-  T *s = next(p, SHARED_SIZE), *l = next(p, LATE_SIZE);
-  const Inputs inputs(c, p);
-  prepare(c->inputs, s);
-  const long blocks = blocks_of(c), threads = c->threads;
-  auto run = [&](long thread, long first, long last) {
-    T* q = p + thread * OWN;
-    T *g = next(q, SUMS_SIZE), *ys = next(q, S * BLOCK), *k = next(q, S * BLOCK), *back = next(q, S * BLOCK);
-    T *a = next(q, BLOCK), *seed = next(q, BLOCK), *b = next(q, SCRATCH_SIZE * R), *w = next(q, S * KEPT), *cot = next(q, BLOCK);
-    std::memset(g, 0, SUMS_SIZE * sizeof(T));
-    for (long block = first; block < last; block++) {
-      const T* const* given = inputs.of(block);
-      load(c->x1, D, c, block, a, false);
-      for (long n = c->count - 1; n >= c->first; n--) {
-        const double t = c->ts[n], t_next = c->ts[n + 1], h = c->hs[n];
-        const T* x = c->xs + (n * blocks + block) * BLOCK;
-        std::vector<long> inside;
-        for (long j = 0; j < c->outputs; j++) {
-          const double time = c->times[j];
-          if (time == t_next) {
-            load(c->at_times + j * c->batch * D, D, c, block, seed, false);
-            for (long i = 0; i < BLOCK; i++) a[i] += seed[i];
-          } else if ((time - t) * h > 0 && (time - t_next) * h < 0) {
-            inside.push_back(j);
-          }
-        }
-        const long used = inside.empty() ? USED : S;
-        std::memcpy(ys, x, BLOCK * sizeof(T));
-        field(given, s, shown(c, t), ys, w, k);
-        for (long i = 1; i < used; i++) {
-          combine(x, T(h), A[i], i, k, ys + i * BLOCK);
-          field(given, s, time_of(c, i, t, t_next, h), ys + i * BLOCK, w + i * KEPT, k + i * BLOCK);
-        }
-        // k now takes the cotangents of the stages
-        for (long i = 0; i < used; i++)
-          for (long v = 0; v < D * NV; v++) at(k + i * BLOCK, v) = T(h * (i < USED ? B[i] : 0)) * at(a, v);
-        for (long j : inside) {
-          double weights[L];
-          dense((c->times[j] - t) / h, weights);
-          load(c->at_times + j * c->batch * D, D, c, block, seed, false);
-          for (long i = 0; i < used; i++)
-            for (long v = 0; v < D * NV; v++) at(k + i * BLOCK, v) += T(h * weights[i]) * at(seed, v);
-          for (long i = 0; i < BLOCK; i++) a[i] += seed[i];
-        }
-        for (long i = used - 1; i >= 0; i--) {
-          alignas(64) T time[R];
-          for (long r = 0; r < R; r++) time[r] = T(time_of(c, i, t, t_next, h));
-          std::memcpy(cot, k + i * BLOCK, BLOCK * sizeof(T));
-          for (long j = i + 1; j < used; j++)
-            if (A[j][i] != 0)
-              for (long v = 0; v < D * NV; v++) at(cot, v) += T(h * A[j][i]) * at(back + j * BLOCK, v);
-          backward(given, s, time, ys + i * BLOCK, w + i * KEPT, cot, b, back + i * BLOCK, g);
-        }
-        for (long i = 0; i < used; i++)
-          for (long v = 0; v < D * NV; v++) at(a, v) += at(back + i * BLOCK, v);
-      }
-      store(a, D, c, block, c->x1);
-      for (long i = 0; i < ROW_GRADIENTS; i++) {
-        T* row = g + ROWS_AT + ROW_START[i] * R;
-        store(row, ROW_COUNT[i], c, block, c->gradients[ROW_PLACE[i]]);
-        std::memset(row, 0, ROW_COUNT[i] * R * sizeof(T));
-      }
-    }
-  };
-  if (threads <= 1) {
-    run(0, 0, blocks);
-  } else {
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (long i = 0; i < threads; i++) run(i, blocks * i / threads, blocks * (i + 1) / threads);
-  }
-  for (long i = 1; i < threads; i++)
-    for (long e = 0; e < SUMS_SIZE; e++) p[e] += p[i * OWN + e];
-  finish(c->inputs, s, p, l, c->gradients);
-}
 #endif
