@@ -15,6 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from odenet.compiled.record import inside
 from odenet.compiled.report import RefusalError
 from odenet.solvers.explicit import ExplicitRungeKutta
+from odenet.solvers.holdings import Buffers
 from odenet.solvers.problem import Problem
 from odenet.solvers.registry import solvers
 from odenet.solvers.scheme import Scheme
@@ -102,14 +103,18 @@ def of_F(problem: Problem, leaves: list[Tensor], t: Tensor | None = None) -> str
     from odenet.gradients.inputs import Inputs
 
     x, field = problem.x0.detach(), problem.field
-    for module in itertools.chain(*field.found):
+    modules = [thing for thing in itertools.chain(*field.found) if isinstance(thing, nn.Module)]
+    for module in modules:
         if isinstance(module, _NormBase) and module.training and module.track_running_stats:
             return f"F updates running statistics ({type(module).__name__} in training mode)"
-    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+    with Buffers(modules).spared(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
         before = _generator_states(x.device)
         times = [field.time(start) for start in problem.starts()] if t is None else itertools.repeat(t)
+        buffers = Buffers(modules)
         slopes = [F(time, x, *problem.args) for F, time in zip(problem.functions, times, strict=False)]
-        after = _generator_states(x.device)
+        after, moved = _generator_states(x.device), buffers.moved()
+    if moved:
+        return f"F changes its buffer {moved[0].name!r}, which is to move on once for a whole solve"
     if any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)):
         return "F draws random numbers, of which one draw has to hold for a whole solve"
     if not torch.is_grad_enabled():

@@ -153,6 +153,7 @@ class Adjoint:
             inputs.keep(wanted)
         if not needs_gradient(problem, inputs):
             return solution
+        problem.field.consistency.hold()
         states = Backsolve.apply(problem, inputs, solution.times, solution.states, problem.x0, *inputs.tensors)
         return Solution(states, solution.times, solution.stats, error=solution.error, hits=solution.hits)
 

@@ -47,7 +47,8 @@ class Backsolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         count = len(ctx.times)
-        states, tensors = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors  # to be unpacked once only
+        states, tensors = saved[:count], saved[count:]
         with torch.no_grad():
             found = WayBack(ctx.problem, ctx.inputs, ctx.times, states).gradients(cotangents)
         if torch.is_grad_enabled():

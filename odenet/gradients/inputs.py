@@ -115,9 +115,10 @@ def vjp(
 ) -> tuple[Tensor | None, ...]:
     """Σ_i cotangents_iᵀ ∂outputs_i/∂inputs, the inputs taken as independent even where one was computed from another.
 
-    The graph behind an input belongs to whoever computed it: no gradient enters it here, and `keep` keeps it.
+    The graph behind an input belongs to whoever computed it: no gradient enters it here, and `keep` keeps it. So do the
+    hooks of an input: they see its gradient once, when all parts of it have been added up.
     """
-    with _cut(inputs):
+    with _cut(inputs), _unhooked(inputs):
         return torch.autograd.grad(
             outputs, inputs, cotangents, retain_graph=keep, create_graph=create_graph, allow_unused=True
         )
@@ -139,6 +140,22 @@ def _cut(tensors: Iterable[Tensor]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextlib.contextmanager
+def _unhooked(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """While this holds, the tensors have no hooks, and afterwards those that keep their gradient have what they had."""
+    hooked = [(t._backward_hooks, dict(t._backward_hooks)) for t in tensors if t._backward_hooks]
+    kept = [(t, t.grad) for t in tensors if t.retains_grad]
+    for hooks, _ in hooked:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, before in hooked:
+            hooks.update(before)
+        for tensor, grad in kept:
+            tensor.grad = grad
 
 
 def _walk(start: Iterable[Tensor | Edge], known: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -3,7 +3,10 @@
 - Dropout: the generator is set back before every evaluation, so that one mask holds per solve and piece of depth.
 - BatchNorm: the running statistics are updated once per solve, with the mean over the evaluations of accepted steps;
   where weights are functions of depth, so are they (`StatisticsOverDepth`).
-- Autocast: a recomputation runs under the forward pass's autocast.
+- Buffers that an evaluation changes (spectral normalisation): every evaluation begins with the values before the first,
+  and those after the first remain, so that they move on once per solve.
+- Autocast: a recomputation runs under the forward pass's autocast, in the mode and with the tensors that F's modules
+  had then.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from odenet.depth import Expansion
 from odenet.depth.statistics import StatisticsOverDepth
+from odenet.solvers.holdings import Buffers, Holdings, Moved, at_start
 
 
 class Consistency:
@@ -35,10 +39,14 @@ class Consistency:
         self.device = device
         self._generators: dict[int, tuple[Tensor, ...]] = {}
         self._random: dict[int, bool] = {}
+        self._moved: dict[int, list[Moved]] = {}
+        self._modules: list[list[nn.Module]] = []
+        self._holdings: Holdings | None = None
         self._recomputing = False
         found: dict[nn.Module, _RunningStatistics | StatisticsOverDepth] = {}
         self._norms_of: list[list[_RunningStatistics | StatisticsOverDepth]] = []
         for modules in map(list, pieces):
+            self._modules.append(modules)
             over_depth = [m for m in modules if isinstance(m, Expansion) and m.gathered.training]
             inside = {norm for m in over_depth for norm in m.gathered.norms}
             norms = [m for m in modules if isinstance(m, _NormBase) and m.training and m.track_running_stats]
@@ -59,14 +67,22 @@ class Consistency:
             for norm in self._norms_of[piece]:
                 norm.prepare()
         if piece not in self._random:
-            before = self._generator_state()
+            before, buffers = self._generator_state(), Buffers(self._modules[piece])
             result = evaluate()
+            self._moved[piece] = moved = buffers.moved()
             after = self._generator_state()
             self._random[piece] = any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
             if self._random[piece]:
                 self._generators[piece] = before
-            self.plain[piece] = not (self._random[piece] or self._norms_of[piece])
+            self.plain[piece] = not (self._random[piece] or self._norms_of[piece] or moved)
             return result
+        if self._moved[piece]:
+            with at_start(self._moved[piece]):
+                return self._drawn(piece, evaluate)
+        return self._drawn(piece, evaluate)
+
+    def _drawn(self, piece: int, evaluate: Callable[[], Tensor]) -> Tensor:
+        """An evaluation with the random numbers of the first."""
         if not self._random[piece]:
             return evaluate()
         present = self._generator_state()
@@ -97,17 +113,23 @@ class Consistency:
             for norm in self._norms:
                 norm.end(kept)
 
+    def hold(self) -> None:
+        """Remember the mode and the tensors of F's modules for recomputations that come later."""
+        self._holdings = Holdings({module: None for modules in self._modules for module in modules})
+
     @contextlib.contextmanager
     def recomputation(self) -> Iterator[None]:
         """A repetition of evaluations that the forward solve has made: nothing is updated."""
         self._recomputing = True
+        held = contextlib.nullcontext() if self._holdings is None else self._holdings.restored()
         for norm in self._norms:
             norm.pause(True)
         try:
             with (
+                held,
                 torch.autocast(self.device.type, self._autocast_dtype, self.autocast)
                 if self._can_autocast
-                else (contextlib.nullcontext())
+                else (contextlib.nullcontext()),
             ):
                 yield
         finally:
