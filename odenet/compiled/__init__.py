@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +15,7 @@ from odenet.compiled.record import ONE_THREAD
 from odenet.compiled.report import CompileWarning, tell, uncaptured, warn
 from odenet.compiled.rowwise import NotRowwiseError
 from odenet.compiled.scope import SEVERAL, Leaves, compiler_missing, of_F, of_problem, of_scheme
+from odenet.errors import ResidualError
 from odenet.solvers.problem import Problem
 from odenet.solvers.scheme import Scheme
 from odenet.solvers.solution import Solution
@@ -40,7 +41,7 @@ class Entry:
         fits: the latest scheme that can be compiled, as far as the scheme goes.
         graphs: the compiled solve, once there is one.
         refusal: why there is none, once that is known.
-        warned: whether the user was told the reason.
+        told: the reasons that the user was told.
     """
 
     calls: int = 0
@@ -49,7 +50,7 @@ class Entry:
     fits: Scheme | None = None
     graphs: Any = None
     refusal: str | None = None
-    warned: bool = False
+    told: set[str] = field(default_factory=set)
 
 
 _declined: set[str] = set()
@@ -86,6 +87,8 @@ def solve(problem: Problem) -> Solution | None:
         except NotRowwiseError:
             entry.graphs = _whole(problem)
             return _solved(problem, entry, entry.graphs)
+    except ResidualError:
+        raise
     except Exception as error:  # errors of F itself come again, eagerly
         return refused(problem, entry, uncaptured(error))
 
@@ -178,17 +181,21 @@ def walked_by(problem: Any, entry: Entry, graphs: Any, t: Tensor | None = None) 
         t: the time as F is shown it, if not t0.
     """
     begin, before, leaves = time.perf_counter(), graphs.compilations, Leaves((), (), [])
-    wanted = torch.is_grad_enabled()
+    wanted = differentiated = torch.is_grad_enabled()
     if wanted:
         leaves = Leaves.of(problem.weights, problem.args)
         wanted = problem.x0.requires_grad or bool(leaves.tensors)
-    if before == 0 and (refusal := of_F(problem, leaves.tensors, t)) is not None:
+    unseen = before == 0 or (differentiated and not graphs.observed)
+    if unseen and (refusal := of_F(problem, leaves.tensors, t)) is not None:
         return refused(problem, entry, refusal), None
     walked = graphs.walk(problem, keep=wanted)
     if graphs.compilations != before:
-        if before > 0 and (refusal := of_F(problem, leaves.tensors, t)) is not None:
+        if not unseen and (refusal := of_F(problem, leaves.tensors, t)) is not None:
             return refused(problem, entry, refusal), None
+        graphs.observed = differentiated
         tell("a solve", problem, time.perf_counter() - begin)
+    elif unseen:
+        graphs.observed = True
     return walked, leaves if wanted else None
 
 
@@ -200,10 +207,10 @@ def decline(scheme: Scheme, refusal: str) -> None:
 
 
 def refused(problem: Problem | SampleProblem, entry: Entry, refusal: str, lasting: bool = True) -> None:
-    """Walk eagerly; whoever asked for more is told why, once."""
+    """Walk eagerly; whoever asked for more is told why, each reason once."""
     entry.refusal = refusal if lasting else None
-    if problem.scheme.compile is True and not entry.warned:
-        entry.warned = True
+    if problem.scheme.compile is True and refusal not in entry.told:
+        entry.told.add(refusal)
         warn(refusal)
 
 

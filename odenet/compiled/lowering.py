@@ -17,6 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
+
+from odenet.compiled.report import RefusalError
 
 THIN, FEW, MOST_LANES = 4, 128, 12
 BOUND = 7.90531110763549805
@@ -112,6 +115,9 @@ def backend(notice: Callable[[], None], small: bool = False) -> Callable[..., An
         options["cpp.threads"] = 1
 
     def compile_graph(graph: Any, inputs: Any) -> Any:
+        parts = [part for part in graph.modules() if isinstance(part, GraphModule)]
+        if any(node.target == "item" for part in parts for node in part.graph.nodes):
+            raise RefusalError("F makes a number of a tensor, as float(t) does, and Inductor rounds that to float32")
         notice()
         return compile_fx(graph, inputs, inner_compile=_inner, decompositions=table(), config_patches=options)
 

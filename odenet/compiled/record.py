@@ -101,9 +101,10 @@ class Solves:
         capacity: steps that the next record has room for.
         takes_autocast: whether F may run under autocast.
         takes_pieces: whether F may change along depth, and steps may have to end at stops.
+        observed: whether F was looked at where gradients are enabled, as it is now.
     """
 
-    takes_autocast = takes_pieces = False
+    takes_autocast = takes_pieces = observed = False
 
     def __init__(self, problem: Problem):
         scheme = problem.scheme

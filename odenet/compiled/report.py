@@ -41,6 +41,7 @@ def warn_back(error: Exception) -> None:
 
 def uncaptured(error: Exception) -> str:
     """In a few words why something could not be captured as a graph."""
+    error = getattr(error, "inner_exception", error)  # what a backend raised
     if isinstance(error, RefusalError):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -99,6 +99,9 @@ def of_F(problem: Problem, leaves: list[Tensor], t: Tensor | None = None) -> str
         problem: what is to be solved.
         leaves: the tensors beside the state that the compiled gradient would be taken for.
         t: the time as F is shown it, if not t0.
+
+    Raises:
+        ResidualError: F does not keep x's shape, dtype or device.
     """
     from odenet.gradients.inputs import Inputs
 
@@ -111,7 +114,9 @@ def of_F(problem: Problem, leaves: list[Tensor], t: Tensor | None = None) -> str
         before = _generator_states(x.device)
         times = [field.time(start) for start in problem.starts()] if t is None else itertools.repeat(t)
         buffers = Buffers(modules)
-        slopes = [F(time, x, *problem.args) for F, time in zip(problem.functions, times, strict=False)]
+        slopes = [
+            field.checked(F(time, x, *problem.args), x) for F, time in zip(problem.functions, times, strict=False)
+        ]
         after, moved = _generator_states(x.device), buffers.moved()
     if moved:
         return f"F changes its buffer {moved[0].name!r}, which is to move on once for a whole solve"

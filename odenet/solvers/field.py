@@ -82,7 +82,7 @@ class VectorField:
             k = F(full((), t, dtype=dtype, device=device), x, *args)
             if isinstance(k, Tensor) and k.shape == x.shape and k.dtype == x.dtype and k.device == device:
                 return k
-            return self._checked(k, x)
+            return self.checked(k, x)
 
         return evaluate
 
@@ -120,7 +120,7 @@ class VectorField:
             stats.nfe += 1
         time = self.time(t)
         k = self.consistency.call(self.pieces[index].weights, lambda: F(time, x, *self.args))
-        return self._checked(k, x)
+        return self.checked(k, x)
 
     def _observed(self, F: Callable[..., Tensor], index: int, t: float, x: Tensor) -> Tensor:
         """The first evaluation on a piece, with a graph, so that an observer can see which tensors F uses.
@@ -133,7 +133,12 @@ class VectorField:
             self.observer(index, k)
         return k
 
-    def _checked(self, k: Any, x: Tensor) -> Tensor:
+    def checked(self, k: Any, x: Tensor) -> Tensor:
+        """A slope at x, if it is one.
+
+        Raises:
+            ResidualError: it does not keep x's shape, dtype or device.
+        """
         if not isinstance(k, Tensor):
             raise ResidualError(f"F(t, x) must return a tensor of x's shape {tuple(x.shape)}, got {type(k).__name__}")
         if k.shape != x.shape:

@@ -291,3 +291,20 @@ def test_a_state_that_is_a_tree_is_walked_eagerly_and_said_once(per_sample, x, m
     assert len([w for w in warned if w.category is CompileWarning]) == 1
     eager = odenet.solve(F, tree, compile=False, **scheme).last
     assert all(torch.equal(first[name], eager[name]) and torch.equal(second[name], eager[name]) for name in tree)
+
+
+def test_a_number_that_is_made_of_a_tensor_is_not_rounded(x):
+    F = lambda t, x: (x.mean(0) - x) * float(t)  # noqa: E731
+    with pytest.warns(CompileWarning, match="makes a number of a tensor"), torch.no_grad():
+        found = odenet.solve(F, x, compile=True).last
+    torch.testing.assert_close(found, odenet.solve(F, x, compile=False).last, rtol=0, atol=0)
+
+
+def test_every_reason_for_an_eager_walk_is_told_once(x):
+    F = Swirl()
+    for how, reason in (({"norm": torch.linalg.vector_norm}, "norm and tolerances"), ({"dense": True}, "dense=True")):
+        for told in (True, False):
+            with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+                warnings.simplefilter("always")
+                odenet.solve(F, x, compile=True, **how)
+            assert [reason in str(warning.message) for warning in caught] == [True] * told

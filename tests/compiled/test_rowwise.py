@@ -12,7 +12,7 @@ from odenet import compiled
 from odenet.compiled import CompileWarning, record
 from odenet.compiled.rowwise import NotRowwiseError, graphs
 from odenet.compiled.rowwise.capture import Captured
-from odenet.errors import SolveError
+from odenet.errors import ResidualError, SolveError
 from odenet.residual import MLP
 from odenet.solvers import solvers
 from odenet.solvers.explicit import ExplicitRungeKutta
@@ -263,6 +263,58 @@ def test_layers_that_come_to_share_their_weights_get_the_sum_of_the_gradients(x)
     agree(F, x)
     F.b.weight = F.a.weight
     agree(F, x)
+
+
+class Held(nn.Module):
+    """A slope of which a part, or all, is computed without a gradient."""
+
+    def __init__(self, whole):
+        super().__init__()
+        self.inner, self.whole = nn.Linear(3, 3).double(), whole
+
+    def forward(self, t, x):
+        with torch.no_grad():
+            size = x.norm(dim=-1, keepdim=True) * float(t)
+            if self.whole:
+                return self.inner(x) * size
+        return torch.tanh(self.inner(x)) * size
+
+
+def test_what_F_computes_without_a_gradient_has_none(x):
+    agree(Held(False), x)
+    x0, F = x.clone().requires_grad_(), Held(True)
+    solution, eager = (odenet.solve(F, x0, compile=compile) for compile in (True, False))
+    torch.testing.assert_close(solution.last, eager.last)
+    found = torch.autograd.grad(solution.last.sum(), [x0, *F.parameters()], allow_unused=True)
+    torch.testing.assert_close(found[0], torch.ones_like(x))
+    assert all(part is None or not part.any() for part in found[1:])
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_a_tensor_that_F_closes_over_gets_its_gradient_after_solves_without_one(per_sample, x):
+    A = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+    F = lambda t, x: torch.tanh(x @ A)  # noqa: E731
+    with torch.no_grad():
+        odenet.solve(F, x, compile=True, per_sample=per_sample)
+    with pytest.warns(CompileWarning, match="neither a parameter of F"):
+        found = odenet.solve(F, x, compile=True, per_sample=per_sample).last
+    expected = odenet.solve(F, x, compile=False, per_sample=per_sample).last
+    torch.testing.assert_close(*(torch.autograd.grad(y.sum(), A)[0] for y in (found, expected)))
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(
+    "F",
+    [lambda t, x: x[:, :2], lambda t, x: x[:, :1], lambda t, x: x.sum(-1), lambda t, x: x.float(), lambda t, x: 1.0],
+    ids=["narrow", "one", "flat", "dtype", "number"],
+)
+def test_a_slope_that_is_none_is_told_as_eagerly(F, per_sample, x):
+    errors = []
+    for compile in (True, False):
+        with pytest.raises(ResidualError) as caught:
+            odenet.solve(F, x, compile=compile, per_sample=per_sample)
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
 
 
 @pytest.mark.parametrize(

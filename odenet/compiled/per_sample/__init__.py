@@ -10,7 +10,7 @@ from odenet import compiled
 from odenet.compiled.report import uncaptured
 from odenet.compiled.rowwise import NotRowwiseError
 from odenet.compiled.scope import GRADIENTS, MOST_OUTPUTS, of_state
-from odenet.errors import SolveError
+from odenet.errors import ResidualError, SolveError
 from odenet.solvers.explicit import ExplicitRungeKutta
 from odenet.solvers.per_sample import SampleProblem, SampleSolution
 from odenet.solvers.per_sample.outputs import Outputs
@@ -57,7 +57,7 @@ def solve_samples(problem: SampleProblem) -> SampleSolution | None:
                 return compiled.refused(problem, entry, f"{reason}, and this F is not: {refusal}")
             entry.graphs = _rounds(problem)
             solution = _solved(problem, entry, entry.graphs)
-    except SolveError:
+    except (SolveError, ResidualError):
         raise
     except Exception as error:  # errors of F itself come again, eagerly
         solution = compiled.refused(problem, entry, uncaptured(error))

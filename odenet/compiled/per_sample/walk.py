@@ -74,9 +74,10 @@ class SampleGraphs:
 
     Attributes:
         compilations: how many graphs have been made so far.
+        observed: as in `odenet.compiled.record.Solves`.
     """
 
-    takes_autocast = False
+    takes_autocast = observed = False
     takes_all = False
 
     def __init__(self, problem: SampleProblem):

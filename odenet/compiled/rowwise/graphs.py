@@ -68,7 +68,7 @@ class RowGraphs(Solves):
         if rows:
             args = tuple(any_batch(_twice(arg)) if n in rows else arg for n, arg in enumerate(args))
         x, graph, uses = any_batch(x), self._graph, []
-        with torch.no_grad() if torch.is_grad_enabled() else NOTHING:
+        with NOTHING if torch.is_grad_enabled() else torch.enable_grad():  # so that the graph holds F's own no_grad
             for F in problem.functions:
                 graph(F, self._time, x, args)
                 if first and rows and isinstance(self._found, NotRowwiseError):  # a size may be the batch's by chance

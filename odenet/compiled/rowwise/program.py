@@ -241,9 +241,9 @@ class Program:
         self.code[section] += lines
 
     def number_of(self, arg: Any) -> Value:
-        """A number that is known before the walk."""
+        """A number that is known before the walk, or made of the time alone."""
         value = self.of(arg)
-        if value.kind != SHARED:
+        if value.kind not in (SHARED, MOMENT) and (value.kind != ROW or value.sizes):
             raise NotRowwiseError("it takes a number out of what it computes")
         return value
 

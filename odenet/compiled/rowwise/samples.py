@@ -86,7 +86,7 @@ class SampleRows(Solves):
         if problem.weights.varies:  # in lanes a time that all samples share is each one's own, as are the weights then
             t = t.new_zeros(())
         graph, t, x = self._graphs[rows], any_batch(t.to(x.dtype)), any_batch(x)
-        with torch.no_grad():
+        with torch.enable_grad():  # so that the graph holds F's own no_grad
             for F in problem.functions:
                 graph(F, t, x, args)
                 found = self._found

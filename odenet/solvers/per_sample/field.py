@@ -143,7 +143,7 @@ class SampleField(VectorField):
             self.stats.nfe += 1
         F, unknown = self.weights.piece(piece, *self._interval), not self.consistency.knows(piece)
         try:
-            k = self._checked(self.consistency.call(piece, lambda: F(t, x, *args)), x)
+            k = self.checked(self.consistency.call(piece, lambda: F(t, x, *args)), x)
         except Exception as error:
             self.explain(error, x)
             raise
@@ -200,7 +200,7 @@ class Rows:
                 raise
             if isinstance(k, Tensor) and k.shape == x.shape and k.dtype == x.dtype and k.device == field.device:
                 return k
-            return field._checked(k, x)
+            return field.checked(k, x)
         if self._shown:
             first, after, last, before = self._shown
             t = torch.where(t == first, after, torch.where(t == last, before, t))
