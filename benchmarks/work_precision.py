@@ -9,6 +9,7 @@ the calls of F, and for implicit methods the vector-Jacobian products that make 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from itertools import chain
 from pathlib import Path
 
@@ -26,7 +27,8 @@ PROBLEMS = ("B1", "E2", "D3", "C5")
 TOLERANCES = [10.0**-k for k in range(2, 13)]
 MOST, MOST_IMPLICIT = 8_000, 10_000  # evaluations; a method's line ends there
 LOOSE = 1e-3  # a solve may break down at such a tolerance and not at a tighter one
-# One colour for each order, and one pattern for each method of it.
+# One colour for each order, and one pattern and one of these marks for each method of it.
+MARKS = "osDv"
 EXPLICIT = {
     "adaptive_heun": Line("#999933"),
     "fehlberg2": Line("#999933", (5, 1.5)),
@@ -88,12 +90,16 @@ def draw(lines: dict[str, Line], most: int, unit: str, path: Path) -> None:
     for axes, name in zip(chain.from_iterable(panels), PROBLEMS, strict=True):
         about = next(p.about for p in DETEST if p.name == name)
         fewest = most
+        seen: Counter[str] = Counter()
         for method, line in lines.items():
+            mark = MARKS[seen[line.color]]
+            seen[line.color] += 1
             work, errors = curve(name, method, most)
             fewest = min([fewest, *work])
             axes.loglog(
-                work, errors, color=line.color, linestyle=line.linestyle, linewidth=line.width, marker="o",
-                markersize=2.6, label=method,
+                work, errors, color=line.color, linestyle=line.linestyle, linewidth=line.width, marker=mark,
+                markersize=3.4, markerfacecolor=line.color if mark == "o" else "white", markeredgewidth=0.7,
+                label=method,
             )  # fmt: skip
         dress(axes, f"{name}: {about}")
         axes.set_ylim(1e-13, 10)
