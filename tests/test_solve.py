@@ -43,6 +43,7 @@ REFUSED = [
     ({"atol": 0.0}, "atol must be a positive number, got 0.0"),
     ({"rtol": -1e-3}, "rtol must be a positive number, got -0.001"),
     ({"rtol": float("nan")}, "got nan"),
+    ({"atol": torch.ones(2)}, r"atol must be a number or broadcast to the state's shape \(2, 3\), got \(2,\)"),
     ({"atol": float("inf")}, "got inf"),
     ({"rtol": "1e-3"}, "got '1e-3'"),
     ({"rtol": True}, "got True"),
@@ -157,6 +158,16 @@ def test_F_must_keep_shape_dtype_and_device(F, said, steps, gradient):
                 lambda t, x, bad_from: -x if t < bad_from else F(t, x.detach()), X, args=(bad_from,),
                 solver="rk4" if steps else "dopri5", steps=steps, gradient=gradient,
             )  # fmt: skip
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("how", [{"solver": "dopri5"}, {"solver": "rk4", "steps": 3}, {"solver": "radau5"}], ids=str)
+def test_F_that_changes_x_in_place_is_refused(how, per_sample):
+    """Each step went on from what F had made of x."""
+    relu = torch.nn.ReLU(inplace=True)
+    for F in (lambda t, x: x.mul_(-1), lambda t, x: -relu(x[:, :1]) - x):
+        with pytest.raises(errors.ResidualError, match="changed x in place"), torch.no_grad():
+            odenet.solve(F, X.clone(), per_sample=per_sample, **how)
 
 
 BACKENDS = [("native", "dopri5", 8)]

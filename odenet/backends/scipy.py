@@ -113,7 +113,7 @@ class _Walk:
             if solver.status == "failed":
                 raise StepUnderflowError(f"SciPy gave up ({message})", **self._numbers(solver.t, solver.step_size or 0))
             problem.stats.accepted += 1
-            problem.stats.h.append(abs(solver.t - solver.t_old))
+            problem.stats.h.append(float(abs(solver.t - solver.t_old)))
             passed = [t for t in due[len(states) :] if problem.direction * (t - solver.t) <= 0]
             output: Any = solver.dense_output() if passed or self.interpolants is not None else None
             states += [self._tensor(solver.y if t == solver.t else output(t)) for t in passed]

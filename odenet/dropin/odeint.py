@@ -249,6 +249,9 @@ def _check_state(y0: Any) -> None:
         raise InputError(f"y0 must be a tensor or a tuple of tensors, got {type(y0).__name__}")
     if not _leaves(y0):
         raise InputError("y0 must hold at least one tensor, got an empty tuple")
+    for leaf in _leaves(y0):
+        if not (leaf.is_floating_point() or leaf.is_complex()):
+            raise InputError(f"y0 must be of a floating-point or complex dtype, got {leaf.dtype}; use y0.float()")
 
 
 def _leaves(y: Any) -> list[Tensor]:

@@ -144,6 +144,7 @@ class Watcher:
             for part in range(1, event.checks + 1):
                 right = t_next if part == event.checks else t + (t_next - t) * part / event.checks
                 g_right = self.value(event, right, trial.x_next) if right == t_next else inside(right)
+                check_known(g_right, right, trial.x_next)
                 for element in _crossings(g, g_right, event.direction):
                     start = after if left == t and bool(unsigned[element]) else left
                     along = lambda s, e=element, inside=inside: float(inside(s)[e])  # noqa: E731
@@ -160,6 +161,24 @@ class Watcher:
         stepper.interpolate(f, trial, trial.span.t)  # what it needs of F is evaluated here, on the tape if there is one
         with torch.no_grad():
             return self.value(event, t, stepper.interpolate(f, trial, t))
+
+
+def check_known(g: Tensor, t: Any, x: Tensor, samples: Tensor | None = None) -> None:
+    """Raise `InputError` if an event's value is NaN where the state is finite: a change of its sign would be missed.
+
+    Args:
+        g: the values, flattened, or (rows, elements) where each sample has its own time.
+        t: the time, or those of the samples.
+        x: a state near there.
+        samples: whose rows they are.
+    """
+    if not bool(g.isnan().any()) or not bool(x.isfinite().all()):
+        return
+    where = f"t={t:g}" if samples is None else ""
+    if samples is not None:
+        row = int(g.isnan().any(1).nonzero()[0])
+        where = f"t={float(t[row]):g} for sample {int(samples[row])}"
+    raise InputError(f"an event's function returned NaN at {where}, and its sign must be known; let it be real there")
 
 
 def root(along: Callable[[float], float], left: tuple[float, float], right: tuple[float, float]) -> float:

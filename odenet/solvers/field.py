@@ -118,8 +118,9 @@ class VectorField:
                     advice="raise max_nfe, loosen rtol and atol, or take fewer steps",
                 )
             stats.nfe += 1
-        time = self.time(t)
+        time, version = self.time(t), version_of(x)
         k = self.consistency.call(self.pieces[index].weights, lambda: F(time, x, *self.args))
+        check_unchanged(x, version)
         return self.checked(k, x)
 
     def _observed(self, F: Callable[..., Tensor], index: int, t: float, x: Tensor) -> Tensor:
@@ -156,6 +157,20 @@ class VectorField:
                 "or run low precision under torch.autocast"
             )
         return k
+
+
+def version_of(x: Tensor) -> int | None:
+    """How often x was changed in place; None if nobody counts."""
+    return None if x.is_inference() else x._version
+
+
+def check_unchanged(x: Tensor, version: int | None) -> None:
+    """Raise `ResidualError` if x was changed in place since it had this version: the step goes on from it."""
+    if version is not None and x._version != version:
+        raise ResidualError(
+            "F(t, x) changed x in place, and the step goes on from x; use operations that return a new tensor, such as "
+            "x * 2 for x.mul_(2) and ReLU() for ReLU(inplace=True), or begin with x = x.clone()"
+        )
 
 
 class _Recomputation:

@@ -72,6 +72,7 @@ class Problem:
         if x0.dtype.itemsize < 4 and torch.is_autocast_enabled(x0.device.type):
             x0 = x0.float()
         scheme.check_dtype(x0.dtype, x0.device.type)
+        scheme.check_shape(x0.shape)
         levels = transforms()
         if levels and scheme.adaptive and any(level.key() == TransformType.Vmap for level in levels):
             raise InputError(
@@ -135,9 +136,10 @@ class Problem:
         """
         with torch.no_grad():
             g = event.function(self.field.time(t), x.detach(), *self.args)
-        if not isinstance(g, Tensor) or g.dtype.is_complex:
+        if not isinstance(g, Tensor) or g.dtype.is_complex or g.dtype == torch.bool:
             raise InputError(
-                f"an event's function must return a real tensor, got {getattr(g, 'dtype', type(g).__name__)}"
+                f"an event's function must return a real tensor, got {getattr(g, 'dtype', type(g).__name__)}; it must "
+                "be zero at the event, such as x[0] - 1"
             )
         return g.reshape(-1).clone()
 

@@ -186,6 +186,16 @@ class Scheme:
                     stacklevel=2,
                 )
 
+    def check_shape(self, shape: torch.Size) -> None:
+        """Raise `InputError` if a tolerance is a tensor that does not broadcast to a state of this shape."""
+        for name, value in zip(("rtol", "atol"), self.tolerances, strict=True) if self.adaptive else ():
+            own = value.shape if isinstance(value, Tensor) else ()
+            fits = len(own) <= len(shape) and all(n in (1, m) for n, m in zip(own[::-1], shape[::-1], strict=False))
+            if not fits:
+                raise InputError(
+                    f"{name} must be a number or broadcast to the state's shape {tuple(shape)}, got {tuple(own)}"
+                )
+
     def __str__(self) -> str:
         if self._by is not None:
             size = (

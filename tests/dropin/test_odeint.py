@@ -281,6 +281,8 @@ REFUSED = [
     ({"t": torch.zeros(2, 2)}, "one-dimensional"),
     ({"y0": 1.0}, "y0 must be a tensor or a tuple of tensors, got float"),
     ({"y0": ()}, "at least one tensor"),
+    ({"y0": torch.tensor([1, 2])}, r"floating-point or complex dtype, got torch.int64; use y0.float\(\)"),
+    ({"y0": (torch.ones(1), torch.tensor([1, 2]))}, "floating-point or complex dtype, got torch.int64"),
     ({"func": 3}, "func must be callable"),
     ({"event_fn": lambda t, y: y, "t": torch.tensor([0.0, 1.0, 2.0])}, "t must be a start and a direction"),
     ({"event_fn": lambda t, y: y, "method": "rk4"}, r"needs options=\{'step_size': h\} to look for an event"),

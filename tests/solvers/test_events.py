@@ -198,6 +198,8 @@ def test_events_of_trees_see_and_change_trees():
 BAD = [
     ({"event": 3}, "an event must be a function"),
     ({"event": Event(lambda t, x: 1.0)}, "must return a real tensor, got float"),
+    ({"event": Event(lambda t, x: x[0] > 0)}, "must return a real tensor, got torch.bool"),
+    ({"event": Event(lambda t, x: (t - 1).log())}, "function returned NaN at t="),
     ({"event": height, "backend": "torchdiffeq"}, "backend='native' only"),
     ({"event": Event(height, update=lambda t, x: x[:, :1])}, "an event's update must return a state"),
 ]

@@ -234,3 +234,13 @@ def test_parameters_that_F_holds_get_the_gradient_of_all_walks(gradient):
     by_w, by_x = torch.autograd.grad(third, (w, x0))
     assert float(third.detach()) == pytest.approx(2.2 / 1.3, abs=1e-9)
     assert float(by_w) == pytest.approx(-2.2 / 1.3**2, abs=1e-9) and float(by_x[0]) == pytest.approx(1 / 1.3, abs=1e-9)
+
+
+def test_events_whose_sign_cannot_be_known_are_refused():
+    """Each was passed over in silence."""
+    x0 = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    seen = lambda t, x: (x[:, 0] - 1.5).log()  # noqa: E731
+    with pytest.raises(odenet.errors.InputError, match=r"returned NaN at t=\S+ for sample 0"):
+        odenet.solve(lambda t, x: -x, x0, event=seen, per_sample=True)
+    with pytest.raises(odenet.errors.InputError, match="must return a real tensor .* got torch.bool"):
+        odenet.solve(lambda t, x: -x, x0, event=lambda t, x: x[:, 0] < 0.5, per_sample=True)

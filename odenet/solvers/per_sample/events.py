@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from odenet.errors import InputError
-from odenet.solvers.events import JUST_AFTER, Event, root
+from odenet.solvers.events import JUST_AFTER, Event, check_known, root
 from odenet.solvers.per_sample.control import on_host
 from odenet.solvers.per_sample.field import Rows
 from odenet.solvers.per_sample.hit import SampleHit
@@ -23,7 +23,7 @@ def event_value(event: Event, f: Rows, t: Tensor, x: Tensor) -> Tensor:
         InputError: it is not a real tensor with the samples first.
     """
     g = event.function(f.time(t), x, *f.args)
-    if not isinstance(g, Tensor) or g.dtype.is_complex or g.shape[:1] != x.shape[:1]:
+    if not isinstance(g, Tensor) or g.dtype.is_complex or g.dtype == torch.bool or g.shape[:1] != x.shape[:1]:
         got = f"{g.dtype} {tuple(g.shape)}" if isinstance(g, Tensor) else type(g).__name__
         raise InputError(
             f"with per_sample=True an event's function must return a real tensor with the samples first, "
@@ -76,6 +76,7 @@ class SampleWatcher:
                 last = part == event.checks
                 right = t_next if last else t + (t_next - t) * (part / event.checks)
                 g_right = self._value(event, step.f, t_next, step.trial.x_next) if last else inside(right)
+                check_known(g_right, right, step.trial.x_next, samples)
                 for row, element in _crossings(g, g_right, event.direction).tolist():
                     start = after if part == 1 and bool(unsigned[row, element]) else left
                     ends = [(float(at[row]), float(v[row, element])) for at, v in ((start, g), (right, g_right))]

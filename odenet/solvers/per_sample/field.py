@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from odenet.depth import DepthWeights
 from odenet.errors import InputError
-from odenet.solvers.field import Observer, VectorField
+from odenet.solvers.field import Observer, VectorField, check_unchanged, version_of
 from odenet.solvers.grid import Piece
 from odenet.solvers.per_sample.timetable import Timetable
 from odenet.solvers.stats import Stats
@@ -142,8 +142,10 @@ class SampleField(VectorField):
         else:
             self.stats.nfe += 1
         F, unknown = self.weights.piece(piece, *self._interval), not self.consistency.knows(piece)
+        version = version_of(x)
         try:
             k = self.checked(self.consistency.call(piece, lambda: F(t, x, *args)), x)
+            check_unchanged(x, version)
         except Exception as error:
             self.explain(error, x)
             raise

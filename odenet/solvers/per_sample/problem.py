@@ -78,6 +78,7 @@ class SampleProblem:
         if x0.dtype.itemsize < 4 and torch.is_autocast_enabled(x0.device.type):
             x0 = x0.float()
         scheme.check_dtype(x0.dtype, x0.device.type)
+        scheme.check_shape(x0.shape)
         if x0.dtype.itemsize < 4:
             raise InputError(
                 f"per_sample=True needs a state of at least 32 bits, got {x0.dtype}; F may run in low precision under "
