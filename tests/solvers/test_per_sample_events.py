@@ -244,3 +244,23 @@ def test_events_whose_sign_cannot_be_known_are_refused():
         odenet.solve(lambda t, x: -x, x0, event=seen, per_sample=True)
     with pytest.raises(odenet.errors.InputError, match="must return a real tensor .* got torch.bool"):
         odenet.solve(lambda t, x: -x, x0, event=lambda t, x: x[:, 0] < 0.5, per_sample=True)
+
+
+@pytest.mark.parametrize("solver", ["rk4", "dopri5", "dopri8"])
+def test_the_gradient_of_an_event_in_a_batch_of_one_is_that_in_a_larger_batch(solver):
+    """The search for its time may not leave values of F without a graph in the dense output."""
+
+    def slopes(batch, gradient):
+        a = torch.full((batch, 1), 1.3, dtype=torch.float64, requires_grad=True)
+        x0 = torch.tensor([[2.0], [3.0]], dtype=torch.float64)[:batch]
+        solution = odenet.solve(
+            lambda t, x, a: -a * (x - torch.sin(3 * t)[:, None]), x0, (0.0, 2.0), solver=solver, steps=3, args=(a,),
+            event=lambda t, x, a: x[:, 0] - 1.2, gradient=gradient, **OWN,
+        )  # fmt: skip
+        found = solution.events[0]
+        (grads,) = torch.autograd.grad(found.ts[found.samples == 0].sum(), a)
+        return grads[0]
+
+    exact = slopes(2, "checkpoint")
+    for batch in (1, 2):
+        torch.testing.assert_close(slopes(batch, "autograd"), exact, rtol=1e-10, atol=0)

@@ -102,6 +102,7 @@ class SampleWatcher:
         """An element of an event's value for one sample, as a function of the time within its step."""
         rows = torch.tensor([row])
         interior, f = Interior(stepper, step, rows), step.f.select(rows)
+        interior.at(rows, step.spans.host[0][rows])  # what it needs of F is evaluated here, on the tape if there is one
 
         @torch.no_grad()
         def along(s: float) -> float:
