@@ -33,7 +33,7 @@ class MethodAudit:
             that take another form of them.
         nfe: evaluations of F forward.
         nfe_backward: evaluations of F backward.
-        vjps: vector-Jacobian products of F.
+        vjps: vector-Jacobian products of F that the method takes itself; those of backprop are not counted.
         bytes: largest number held for the backward pass: saved tensors, on CUDA what the allocator had to give.
         seconds_forward: of a forward pass with the loss, the best of several.
         seconds_backward: of a backward pass, likewise.
@@ -100,11 +100,12 @@ class Audit:
         ]
 
 
+@torch.enable_grad()
 def audit_gradients(
     network: nn.Module,
     x: Tensor,
     loss: Loss | None = None,
-    methods: Sequence[str] | None = None,
+    methods: Sequence[str] | str | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     repeats: int = 3,
 ) -> Audit:
@@ -117,7 +118,7 @@ def audit_gradients(
         network: a block, or a module with blocks in it; all of them are given the same method.
         x: (batch, ...) its input.
         loss: output -> 0-d tensor; default the mean square.
-        methods: names of gradient methods; default all.
+        methods: names of gradient methods, or one name; default all.
         options: for each method its `gradient_options`; the network's own method keeps those that it has.
         repeats: passes that are timed.
 
@@ -125,7 +126,8 @@ def audit_gradients(
         An `Audit`.
 
     Raises:
-        InputError: the network has no block, or cannot be differentiated at all.
+        InputError: the network has no block, or cannot be differentiated at all; the loss is not one number.
+        UnknownNameError: a name in `methods` or `options` is not that of a gradient method.
     """
     blocks = blocks_of(network)
     if not blocks:
@@ -134,7 +136,9 @@ def audit_gradients(
     used, own = blocks[0].scheme.gradient, [block.scheme for block in blocks]
     regularisers = [block.regularisers for block in blocks]  # no part of the loss that is differentiated here
     found: list[MethodAudit] = []
-    names = [name for name in methods or gradients if gradients[name]]
+    wanted = [methods] if isinstance(methods, str) else methods
+    names = [name for name in wanted or gradients if gradients[name]]
+    _ = [gradients[name] for name in options or ()]  # raises where there is none of that name
     try:
         for block in blocks:
             block.regularisers = {}

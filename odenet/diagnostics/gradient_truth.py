@@ -57,7 +57,11 @@ class Task:
         """x as a leaf, the output and the loss."""
         x = self.x.clone().requires_grad_()
         y = self.network(x)
-        return x, y, self.loss(y)
+        loss = self.loss(y)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise InputError(f"loss must return a tensor of one number, got {shape}; take its mean or sum")
+        return x, y, loss
 
     def backward(self, x: Tensor, loss: Tensor) -> Grads:
         """The gradients by name, "x" first."""

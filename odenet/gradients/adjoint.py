@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from odenet.errors import InputError, UnknownNameError
+from odenet.errors import GradientError, InputError, UnknownNameError
 from odenet.gradients import torchdiffeq_adjoint
 from odenet.gradients.backsolve import KEPT, Backsolve, backward_scheme
 from odenet.gradients.inputs import Inputs, needs_gradient
@@ -15,7 +15,7 @@ from odenet.gradients.registry import check_solver, gradients
 from odenet.gradients.sample_adjoint import adjoint_samples
 from odenet.solvers.explicit import ExplicitRungeKutta
 from odenet.solvers.per_sample import SampleProblem, SampleSolution
-from odenet.solvers.problem import Problem
+from odenet.solvers.problem import Problem, transforms
 from odenet.solvers.registry import backends, solvers
 from odenet.solvers.scheme import Scheme, check_options, check_tolerance
 from odenet.solvers.solution import Solution
@@ -153,6 +153,11 @@ class Adjoint:
             inputs.keep(wanted)
         if not needs_gradient(problem, inputs):
             return solution
+        if transforms():
+            raise GradientError(
+                "gradient='adjoint' has a backward pass of its own, which torch.func's grad, vjp, jvp and vmap do not "
+                "see; use gradient='checkpoint' there, or torch.no_grad() where no gradient is wanted"
+            )
         problem.field.consistency.hold()
         states = Backsolve.apply(problem, inputs, solution.times, solution.states, problem.x0, *inputs.tensors)
         return Solution(states, solution.times, solution.stats, error=solution.error, hits=solution.hits)

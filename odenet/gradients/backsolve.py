@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from odenet.errors import GradientError, SolveError
 from odenet.gradients.augmented import PLACE, Augmented
@@ -47,6 +48,11 @@ class Backsolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         count = len(ctx.times)
+        if any(is_legacy_batchedtensor(cotangent) for cotangent in cotangents if cotangent is not None):
+            raise GradientError(
+                "gradient='adjoint' walks back with one cotangent at a time; leave out is_grads_batched and vectorize, "
+                "or use gradient='checkpoint'"
+            )
         saved = ctx.saved_tensors  # to be unpacked once only
         states, tensors = saved[:count], saved[count:]
         with torch.no_grad():

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEAST_ERROR = 1e-17
+LABEL = 0.3  # of the axis is as wide as a point with its label, at most
 AREA = 160.0  # points², of the fastest
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -68,10 +69,12 @@ def _labels(axes: Any, points: list[tuple[float, float, float, str, str]]) -> No
     """Names beside the points; those of points that lie together are stacked."""
     low, high = (math.log10(limit) for limit in axes.get_ylim())
     line = 0.055 * (high - low)
+    left, right = (math.log2(limit) for limit in axes.get_xlim())
+    width = LABEL * (right - left)
     taken: list[tuple[float, float]] = []
     for x, y, area, text, color in sorted(points, key=lambda p: -p[1]):
         height = math.log10(y)
-        while any(abs(height - other) < line and abs(math.log2(x / where)) < 3 for where, other in taken):
+        while any(abs(height - other) < line and abs(math.log2(x / where)) < width for where, other in taken):
             height -= line
         taken.append((x, height))
         axes.annotate(

@@ -128,10 +128,20 @@ class ExactMomentum(Momentum):
 class _Rounded(torch.autograd.Function):
     """A rounded value with the gradient of what was rounded; what was not finite stays so."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rounded: Tensor) -> Tensor:
+    def forward(x: Tensor, rounded: Tensor) -> Tensor:
         return torch.where(x.isfinite(), rounded, x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *a: Tensor) -> tuple[Tensor, None]:
         return a[0], None
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor, rounded: Any) -> Tensor:  # type: ignore[override]
+        return x.view_as(x)

@@ -118,3 +118,32 @@ def test_what_cannot_be_audited_is_said():
         audit_gradients(odenet.ResNet(mlp(), 2), torch.randn(3, 4), methods=["checkpont"])
     with pytest.raises(InputError, match="no gradient method could be measured: .*solver alf"):
         audit_gradients(odenet.ResNet(mlp(), 2), torch.randn(3, 4), methods=["mali"])
+    with pytest.raises(
+        UnknownNameError, match="unknown gradient 'chekpoint'; did you mean|unknown gradient 'chekpoint'"
+    ):
+        audit_gradients(odenet.ResNet(mlp(), 2), torch.randn(3, 4), options={"chekpoint": {"checkpoints": 2}})
+    with pytest.raises(
+        InputError, match=r"loss must return a tensor of one number, got \(3, 4\); take its mean or sum"
+    ):
+        audit_gradients(odenet.ResNet(mlp(), 2), torch.randn(3, 4), lambda y: y)
+
+
+def test_one_name_and_a_caller_without_gradients():
+    with torch.no_grad():
+        audit = audit_gradients(odenet.ResNet(mlp(), 2), torch.randn(3, 4), methods="stagewise")
+    assert [m.gradient for m in audit.methods] == ["stagewise"] and audit.methods[0].error < 1e-5
+
+
+def test_low_precision_is_not_the_fault_of_a_method():
+    torch.manual_seed(0)
+    x = torch.randn(8, 4, dtype=torch.bfloat16)
+    block = odenet.ODEBlock(mlp().bfloat16(), solver="rk4", steps=4)
+    audit = audit_gradients(block, x)
+    error = {m.gradient: m.error for m in audit.methods}
+    assert error["autograd"] > 2e-3 and error["checkpoint"] < 2 * error["autograd"]
+    assert (
+        "`checkpoint` gives the gradient of the steps that were taken as nearly as this precision does" in audit.verdict
+    )
+    assert audit.recommendation.startswith("Speed wanted: `")
+    wrong = odenet.ODEBlock(mlp(3.0).bfloat16(), solver="euler", steps=4, t1=4.0, gradient="adjoint")
+    assert "`adjoint` is NOT the gradient" in audit_gradients(wrong, x).verdict

@@ -10,7 +10,7 @@ import torch
 from torch.func import functional_call, grad, jvp, vmap
 
 import odenet
-from odenet.errors import InputError
+from odenet.errors import GradientError, InputError
 from odenet.gradients import gradients
 from tests.oracles import FEW, forms_for, gradients_for
 
@@ -37,6 +37,30 @@ def test_transforms_of_a_fixed_step_solve(gradient, x):
     with torch.no_grad():
         difference = (block(x + h * direction) - block(x - h * direction)) / (2 * h)
     torch.testing.assert_close(pushed, difference, rtol=1e-6, atol=1e-8)
+
+
+def test_transforms_of_momentum_in_fixed_point(x):
+    options = {"exact": True}
+    block = odenet.ResNet(odenet.residual.MLP(3).double(), 6, gradient="momentum", gradient_options=options)
+    expected = torch.func.jacrev(lambda x: odenet.ResNet(block.weights, 6, gradient="momentum")(x[None])[0])(x[0])
+    for jacobian in (torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(jacobian(lambda x: block(x[None])[0])(x[0]), expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(vmap(lambda x: block(x[None])[0])(x), block(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"quadrature": True}])
+def test_the_adjoint_under_transforms_and_of_many_cotangents_at_once_is_refused_in_words(options, x):
+    F = odenet.residual.MLP(3).double()
+    block = odenet.ODEBlock(F, solver="rk4", steps=3, gradient="adjoint", gradient_options=options)
+    for transformed in (lambda: grad(lambda x: block(x).sum())(x), lambda: vmap(lambda x: block(x[None])[0])(x)):
+        with pytest.raises(
+            GradientError, match=r"gradient='adjoint' has a backward pass of its own, which torch\.func"
+        ):
+            transformed()
+    leaf = x.clone().requires_grad_()
+    y = block(leaf)
+    with pytest.raises(GradientError, match="one cotangent at a time; leave out is_grads_batched"):
+        torch.autograd.grad(y, leaf, torch.randn(4, *y.shape, dtype=y.dtype), is_grads_batched=True)
 
 
 def test_vmap_over_an_adaptive_solve_is_refused_in_words(x):

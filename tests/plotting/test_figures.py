@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from odenet import plotting
 from odenet.errors import RunError
 from odenet.plotting import style
+from odenet.plotting.gradient_audit import gradient_audit
 from odenet.plotting.labels import spread
 
 Results = dict[str, Any]
@@ -250,3 +251,14 @@ def test_a_monitor_is_drawn_with_a_line_for_each_block(small: Results) -> None:
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names[0] == "ResNet, untied" and names[1].endswith("block 0") and names[2].endswith("block 1")
     assert plotting.monitored(small) == small["contenders"][:2]
+
+
+def test_names_in_the_audit_stand_beside_their_points_where_there_is_room():
+    def row(name: str, held: float) -> dict[str, Any]:
+        return {"gradient": name, "bytes": held, "error": 1e-7, "seconds_forward": 1.0, "seconds_backward": 1.0}
+
+    rows = [row("reversible", 66e3), row("stagewise", 66e3), row("checkpoint", 390e3), row("autograd", 850e3)]
+    figure = drawn(gradient_audit(rows))
+    heights = {text.get_text().split()[0]: text.xy[1] for text in figure.axes[0].texts}
+    assert heights["reversible"] == pytest.approx(1e-7) and heights["stagewise"] < 9e-8
+    assert heights["checkpoint"] == pytest.approx(1e-7) and heights["autograd"] < 9e-8
