@@ -137,18 +137,23 @@ extern "C" void walk_fixed(Walk* c) {
   Areas m(c);
   prepare(c->inputs, m.s);
   const long blocks = blocks_of(c);
-  each_block(c, [&](long b, long thread) {
+  auto step = [&](long n, long b, long thread) {
     T *x = m.x + b * BLOCK, *k = m.k + b * S * BLOCK, *y = m.y + thread * BLOCK, *w = m.own(thread);
-    load(c->x0, D, c, b, x, true);
-    for (long n = c->first; n < c->count; n++) {
-      const double t = c->ts[n], t_next = c->ts[n + 1], h = c->hs[n];
-      if (c->keep) std::memcpy(c->xs + (n * blocks + b) * BLOCK, x, BLOCK * sizeof(T));
-      field(m.inputs.of(b), m.s, m.at(thread), 0, shown(c, t), x, w, k);
-      stages<USED>(c, m.inputs.of(b), m.s, m.at(thread), t, t_next, h, x, y, w, k);
-      combine(x, T(h), B, USED, k, x);
-    }
-    store(x, D, c, b, c->x1);
-  });
+    const double t = c->ts[n], t_next = c->ts[n + 1], h = c->hs[n];
+    if (n == c->first) load(c->x0, D, c, b, x, true);
+    if (c->keep) std::memcpy(c->xs + (n * blocks + b) * BLOCK, x, BLOCK * sizeof(T));
+    field(m.inputs.of(b), m.s, m.at(thread), 0, shown(c, t), x, w, k);
+    stages<USED>(c, m.inputs.of(b), m.s, m.at(thread), t, t_next, h, x, y, w, k);
+    combine(x, T(h), B, USED, k, x);
+    if (n == c->count - 1) store(x, D, c, b, c->x1);
+  };
+  if (MOMENT_SIZE) {  // step by step, so that blocks share what is of the time alone
+    for (long n = c->first; n < c->count; n++) each_block(c, [&](long b, long thread) { step(n, b, thread); });
+  } else {
+    each_block(c, [&](long b, long thread) {
+      for (long n = c->first; n < c->count; n++) step(n, b, thread);
+    });
+  }
 }
 
 #ifdef ADAPTIVE
