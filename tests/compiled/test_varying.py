@@ -204,3 +204,26 @@ def test_transforms_inside_F_are_carried_out_and_leave_nothing_behind(x, rowwise
     weights = odenet.depth.constant()(Rolling())
     agree(lambda compile: odenet.ODEBlock(weights, compile=compile, **ADAPTIVE), x)
     assert not get_interpreter_stack()
+
+
+def test_a_no_grad_beside_transforms_is_kept(x):
+    class Half(nn.Module):
+        """x' = -grad V(x) + c, V = sum log cosh(x A), c made of the state without a gradient."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(3)
+            self.A = nn.Parameter(torch.randn(4, 4, dtype=torch.float64))
+
+        def forward(self, t, x):
+            with torch.no_grad():
+                c = x.sin() @ self.A
+            return c - torch.vmap(torch.func.grad(lambda v: torch.cosh(v @ self.A).log().sum()))(x)
+
+    weights, found = odenet.depth.constant()(Half()), []
+    for compile in (True, False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is walked eagerly
+            found.append(differentiated(odenet.ODEBlock(weights, compile=compile, **ADAPTIVE), x)[1])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)

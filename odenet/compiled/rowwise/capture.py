@@ -185,14 +185,21 @@ def _flat(graph: GraphModule, fakes: Sequence[Any]) -> GraphModule:
     from torch._dispatch.python import enable_python_dispatcher
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    with _mode_of(fakes), enable_python_dispatcher(), torch.no_grad(), levels_kept():
+    if any(node.target is torch._C._set_grad_enabled and False in node.args for node in _nodes(graph)):
+        raise NotRowwiseError("it holds transforms of torch.func beside a no_grad, which tracing them would lose")
+    with _mode_of(fakes), enable_python_dispatcher(), torch.enable_grad(), levels_kept():
         return make_fx(lambda *inputs: graph(*inputs))(*fakes)
 
 
 def _transforms(graph: GraphModule) -> bool:
     """Whether transforms of torch.func stand in a graph."""
-    graphs = [module.graph for module in graph.modules() if isinstance(module, GraphModule)]
-    return any("functorch" in str(getattr(n.target, "__module__", "")) for g in graphs for n in g.nodes)
+    return any("functorch" in str(getattr(node.target, "__module__", "")) for node in _nodes(graph))
+
+
+def _nodes(graph: GraphModule) -> Iterator[Node]:
+    for module in graph.modules():
+        if isinstance(module, GraphModule):
+            yield from module.graph.nodes
 
 
 @contextlib.contextmanager
