@@ -264,3 +264,26 @@ def test_the_gradient_of_an_event_in_a_batch_of_one_is_that_in_a_larger_batch(so
     exact = slopes(2, "checkpoint")
     for batch in (1, 2):
         torch.testing.assert_close(slopes(batch, "autograd"), exact, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize(
+    "how", [{"solver": "rk4", "steps": 12}, {"solver": "dopri8"}, {"solver": "bosh3", "rtol": 1e-3}], ids=str
+)
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_what_events_cost_a_sample_does_not_depend_on_the_batch(how, goes_on):
+    """Evaluations for dense output are those of the samples in whose steps an event is looked for, once for each."""
+    rate = torch.tensor([0.3, 8.0, 1.0, 30.0, 2.0], dtype=torch.float64)
+    x0 = torch.tensor([[1.0, 0.5], [2.0, -0.3], [-1.0, 0.2], [0.6, 0.4], [0.1, 1.5]], dtype=torch.float64)
+    t1 = torch.tensor([1.0, 2.0, 0.5, 1.5, -1.0], dtype=torch.float64)
+    update = (lambda t, x, a: x * 0.5 + 0.7) if goes_on else None
+    event = Event(lambda t, x, a: x.sum(1) - 0.4, update=update)
+
+    def solved(rows):
+        F = lambda t, x, a: -a[:, None] * (x - torch.sin(3 * t)[:, None]) + 0.1 * x.flip(1)  # noqa: E731
+        return odenet.solve(F, x0[rows], (0.0, t1[rows]), args=(rate[rows],), event=event, **how, **OWN)
+
+    whole = solved([0, 1, 2, 3, 4])
+    for rows in ([1], [0, 3], [4]):
+        part = solved(rows)
+        assert torch.equal(part.last, whole.last[rows])
+        assert torch.equal(part.stats.samples.nfe, whole.stats.samples.nfe[rows])

@@ -38,10 +38,14 @@ class SampleWatcher:
     Args:
         events: what to look for.
         starts: the events at which samples begin anew.
+
+    Attributes:
+        interior: of the steps in which the last events were found, or None.
     """
 
     def __init__(self, events: Sequence[Event], starts: Sequence[SampleHit]):
         self.events, self.starts = events, starts
+        self.interior: Interior | None = None
         self.before: list[Tensor] = []
 
     def begin(self, f: Rows, t: Tensor, x: Tensor, batch: int) -> None:
@@ -57,7 +61,7 @@ class SampleWatcher:
     def hits(self, stepper: Stepper, step: Step) -> list[SampleHit]:
         """The events in accepted steps, for each sample in order of time and up to its first terminal one."""
         (t, t_next, *_), samples = step.spans.host, step.f.samples
-        found: list[SampleHit] = []
+        crossings: list[tuple[int, int, int, tuple[float, float], tuple[float, float]]] = []
         everywhere: Interior | None = None
 
         def inside(at: Tensor) -> Tensor:
@@ -68,9 +72,14 @@ class SampleWatcher:
         for number, event in enumerate(self.events):
             left, g, after = t, self.before[number][samples], t
             for fraction in JUST_AFTER:
-                if bool((g == 0).any()):
+                zero = (g == 0).any(1).nonzero()[:, 0]
+                if len(zero):
                     after = t + fraction * (t_next - t) / event.checks
-                    g = torch.where(g == 0, inside(after), g)
+                    few = Interior(stepper, step, zero)
+                    x = few.at(zero, after[zero])
+                    few.hand_over(step)
+                    g_after = g.index_copy(0, zero, self._value(event, step.f.select(zero), after[zero], x))
+                    g = torch.where(g == 0, g_after, g)
             unsigned = self.before[number][samples] == 0
             for part in range(1, event.checks + 1):
                 last = part == event.checks
@@ -80,13 +89,21 @@ class SampleWatcher:
                 for row, element in _crossings(g, g_right, event.direction).tolist():
                     start = after if part == 1 and bool(unsigned[row, element]) else left
                     ends = [(float(at[row]), float(v[row, element])) for at, v in ((start, g), (right, g_right))]
-                    at = root(self._along(event, stepper, step, row, element), ends[0], ends[1])
-                    sample = int(samples[row])
-                    found.append(SampleHit(at, number, element, row, sample, int(step.f.segments[row])))
+                    crossings.append((number, element, row, ends[0], ends[1]))
                 left, g = right, g_right
             self.before[number][samples] = g
         if everywhere is not None:
             everywhere.hand_over(step)
+        within = sorted({row for _, _, row, _, end in crossings if end[1] != 0 or end[0] != float(t_next[row])})
+        self.interior = everywhere
+        if within and everywhere is None:
+            rows = torch.tensor(within)
+            self.interior = Interior(stepper, step, rows)
+            self.interior.at(rows, t[rows])  # what it needs of F is evaluated here, on the tape if there is one
+        found: list[SampleHit] = []
+        for number, element, row, begin, end in crossings:
+            at = root(self._along(self.events[number], step, row, element), begin, end)
+            found.append(SampleHit(at, number, element, row, int(samples[row]), int(step.f.segments[row])))
         return self._until_terminal(sorted(found, key=lambda hit: (hit.row, abs(hit.t - float(t[hit.row])))))
 
     def _until_terminal(self, found: Sequence[SampleHit]) -> list[SampleHit]:
@@ -98,14 +115,14 @@ class SampleWatcher:
                 ended.add(hit.row)
         return kept
 
-    def _along(self, event: Event, stepper: Stepper, step: Step, row: int, element: int) -> Callable[[float], float]:
+    def _along(self, event: Event, step: Step, row: int, element: int) -> Callable[[float], float]:
         """An element of an event's value for one sample, as a function of the time within its step."""
         rows = torch.tensor([row])
-        interior, f = Interior(stepper, step, rows), step.f.select(rows)
-        interior.at(rows, step.spans.host[0][rows])  # what it needs of F is evaluated here, on the tape if there is one
+        interior, f = self.interior, step.f.select(rows)
 
         @torch.no_grad()
         def along(s: float) -> float:
+            assert interior is not None
             at = torch.tensor([s], dtype=torch.float64)
             return float(self._value(event, f, at, interior.at(rows, at))[0, element])
 

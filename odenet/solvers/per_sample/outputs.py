@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -161,8 +161,17 @@ class Interior:
         whole = len(rows) == len(step.f.samples)
         self.f = step.f if whole else step.f.select(rows)
         self.part = step.trial if whole else step.trial.rows(rows)
-        if step.end_known is not None and not bool(step.end_known[rows].all()):
-            self.part = replace(self.part, end=None)
+        known = None if step.end_known is None else step.end_known[rows]
+        if known is not None and not bool(known.all()):
+            self.part = replace(self.part, end=self._completed(known) if bool(known.any()) else None)
+
+    def _completed(self, known: Tensor) -> Tensor:
+        """The slopes at the ends, evaluated for the rows for which they are not known."""
+        part, missing = self.part, (~known).nonzero()[:, 0]
+        index, spans = missing.to(self.device), cast(Any, part.span)
+        k = self.f.select(missing)(spans.t_next.index_select(0, index), part.x_next.index_select(0, index))
+        assert part.end is not None
+        return part.end.index_copy(0, index, k)
 
     def at(self, rows: Tensor, t: Tensor) -> Tensor:
         """x in some of these steps at one time each, both on the host."""

@@ -142,7 +142,8 @@ class Walk(Fallible):
                 if at_end:
                     x = step.trial.x_next.index_select(0, self._device(rows))
                 else:
-                    interior = interior or Interior(self.stepper, step, rows)
+                    assert self.watcher is not None and self.watcher.interior is not None
+                    interior = self.watcher.interior
                     x = interior.at(rows, t)
                 samples = torch.tensor([hit.sample for hit in group])
                 last = torch.tensor([self._ends(hit) for hit in group])
