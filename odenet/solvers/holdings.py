@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from odenet.errors import GradientError
+
 ABSENT = object()
 
 
@@ -23,11 +25,24 @@ class Holdings:
     """
 
     def __init__(self, modules: Iterable[nn.Module]):
+        modules = list(modules)
         self._of = [(m, m.training, *(place.copy() for place in _places(m))) for m in modules]
+        frozen = [(m, n, p) for m in modules for n, p in m._parameters.items() if p is not None and not p.requires_grad]
+        self._frozen = [(m, name, p, p._version) for m, name, p in frozen if not p.is_inference()]
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """While this holds, the modules are as they were."""
+        """While this holds, the modules are as they were.
+
+        Raises:
+            GradientError: a frozen parameter has been changed in place; of one that is not autograd itself says so.
+        """
+        for module, name, parameter, version in self._frozen:
+            if parameter._version != version:
+                raise GradientError(
+                    f"parameter {name!r} of {type(module).__name__}, of shape {tuple(parameter.shape)}, was changed in "
+                    "place between the solve and its backward pass, which evaluates F again; change it after backward()"
+                )
         switched: list[nn.Module] = []
         exchanged: list[tuple[dict, str, object]] = []
         for module, training, *held in self._of:

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations, spectral_norm
 from torch.utils.checkpoint import checkpoint
 
 import odenet
+from odenet.errors import GradientError
 from odenet.gradients import gradients
 from tests.oracles import backprop, forms_for, gradients_for
 
@@ -153,3 +154,13 @@ def test_inside_activation_checkpoints(gradient, scheme, reentrant, x):
     torch.manual_seed(1)
     checkpoint(block, inside, use_reentrant=reentrant).exp().sum().backward()
     assert_close([inside.grad, *(p.grad for p in block.parameters() if p.requires_grad)], expected)
+
+
+@pytest.mark.parametrize(("gradient", "scheme"), CASES)
+def test_a_frozen_parameter_that_is_changed_in_place_is_no_silent_error(gradient, scheme, x):
+    block = odenet.ODEBlock(F().requires_grad_(False), gradient=gradient, **scheme)
+    y = block(x.requires_grad_())
+    with torch.no_grad():
+        block.F.first.weight.mul_(1.5)
+    with pytest.raises(GradientError, match=r"parameter 'weight' of Linear, of shape \(5, 3\), was changed in place"):
+        y.sum().backward()
