@@ -231,7 +231,7 @@ def adaptive(tableau: Tableau, controller: Controller, order: int, estimate: boo
 
         def step(n: Tensor, t: Tensor, h: Tensor, e1: Tensor, e2: Tensor, tries: Tensor, forced: Tensor,
                  bad: Tensor, x: Tensor, k: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
-            t1, sign, rtol, atol, h_min, h_max, resolution, _, _, every, _ = numbers.unbind()
+            t1, sign, rtol, atol, h_min, h_max, resolution, _, _, every, end = numbers.unbind()
             h = torch.minimum(torch.maximum(h, h_min), h_max)
             left = (t1 - t).abs()
             lands = (h >= left) | ((h * STRETCH >= left) & (left <= h_max + resolution))
@@ -257,7 +257,7 @@ def adaptive(tableau: Tableau, controller: Controller, order: int, estimate: boo
             accept, retry = sizes_after(controller, order, (h, signed.abs(), lands), (error, e1, e2))
             x = torch.where(ok, x_next, x)
             t = torch.where(ok, t_next, t)
-            k = torch.where(ok, stages[-1], k) if fsal else f(t, x)
+            k = torch.where(ok, stages[-1], k) if fsal else once(ok & (t != end), k, lambda: f(t, x))
             return (
                 n + ok.to(F64),
                 t,

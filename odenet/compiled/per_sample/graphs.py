@@ -24,12 +24,13 @@ from odenet.compiled.graphs import (
     dense_weights,
     differentiated,
     error_ratio,
+    once,
     stages_of,
 )
 from odenet.solvers.control import LEAST, LEAST_ERROR, NONFINITE_RETRIES, STRETCH, Controller
 from odenet.solvers.tableau import Tableau
 
-ROWS = ("t", "h", "error", "the error before", "nonfinite in a row", "accepted", "tries", "forced")
+ROWS = ("t", "h", "error", "the error before", "nonfinite in a row", "accepted", "tries", "forced", "renewals")
 
 
 def outputs_of(
@@ -93,7 +94,7 @@ def rounds(tableau: Tableau, controller: Controller, order: int) -> Callable[...
         def step(go: Tensor, at: Tensor, x: Tensor, k: Tensor) -> tuple[Tensor, ...]:
             rtol, atol, h_min, h_max, budget, fewest, capacity, every = numbers.unbind()
             end, sign, resolution = to.unbind()
-            t, h, e1, e2, bad, n, tries, forced = at.unbind()
+            t, h, e1, e2, bad, n, tries, forced, renewals = at.unbind()
             on = t != end
             h = torch.minimum(torch.maximum(h, h_min), h_max)
             left = (end - t).abs()
@@ -132,7 +133,12 @@ def rounds(tableau: Tableau, controller: Controller, order: int) -> Callable[...
             h = torch.where(on, torch.where(ok, accept, retry), h)
             x = torch.where(ok_x, x_next, x)
             t = torch.where(ok, t_next, t)
-            k = torch.where(ok_x, stages[-1], k) if fsal else f(t, x)
+            if fsal:
+                k = torch.where(ok_x, stages[-1], k)
+            else:
+                begins = ok & (t != end)
+                k = torch.where(begins.reshape(ok_x.shape), once(begins.any(), k, lambda: f(t, x)), k)
+                renewals = renewals + begins.any().to(F64)
             n, tries, bad = n + ok.to(F64), tries + on.to(F64), torch.where(finite, 0.0, bad + on.to(F64))
             on = t != end
             small = torch.minimum(torch.minimum(torch.maximum(h, h_min), h_max), (end - t).abs()) <= resolution
@@ -140,7 +146,7 @@ def rounds(tableau: Tableau, controller: Controller, order: int) -> Callable[...
             go = torch.where(stuck.to(F64).sum() > 0, 0.0, (on.to(F64).sum() > fewest).to(F64))
             e2, e1 = torch.where(ok, e1, e2), torch.where(ok, error.clamp(min=LEAST_ERROR), e1)
             forced = forced + (ok & (error > 1)).to(F64)
-            return go, torch.stack([t, h, e1, e2, bad, n, tries, forced]), x, k
+            return go, torch.stack([t, h, e1, e2, bad, n, tries, forced, renewals]), x, k
 
         start = (torch.ones((), dtype=F64, device=x0.device), at, x0, k0)
         _, at, x, k = while_loop(goes_on, step, tuple(part.clone() for part in start))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odenet.compiled.per_sample.graphs import rounds, rounds_back
+from odenet.compiled.per_sample.graphs import ROWS, rounds, rounds_back
 from odenet.compiled.record import FIRST_RECORD, LARGEST_RECORD
 from odenet.compiled.scope import Leaves, check_modules
 from odenet.compiled.walk import compiled
@@ -112,13 +112,13 @@ class SampleGraphs:
         each, calls = begun.each, 0
         samples, x, k, budget = begun.samples, begun.x.detach().contiguous(), begun.first, scheme.max_steps
         assert k is not None
-        one, nothing = torch.ones_like(begun.t), torch.zeros(4, len(samples), dtype=F64)
+        one, nothing = torch.ones_like(begun.t), torch.zeros(len(ROWS) - 4, len(samples), dtype=F64)
         at = torch.cat([torch.stack([begun.t, begun.h, one, one]), nothing])
         to = torch.stack([begun.end, begun.sign, begun.resolution])
         answer = self._outputs(problem)
         ends = x0.clone(memory_format=torch.contiguous_format)
         tries, forced, accepted, phases = *torch.zeros(3, len(x0), dtype=F64).unbind(), list[Phase]()
-        last = self.tableau.stages - 1 if self.tableau.fsal else self.tableau.stages
+        later = self.tableau.stages - 1
         evaluated = int(each.nfe.sum())
         while len(samples):
             record, at, x, k = self._phase(problem, samples, (at, to), (x, k), answer, keep, budget)
@@ -128,8 +128,9 @@ class SampleGraphs:
             tries[samples] += at[6]
             if done[2]:
                 forced[samples] += at[7]
-            budget, calls = budget - int(done[1]), calls + int(done[1])
-            evaluated += int(done[1]) * last * max(2, len(samples))
+            made = int(done[1]) * later + int(done[3])
+            budget, calls = budget - int(done[1]), calls + made
+            evaluated += made * max(2, len(samples))
             ends.index_copy_(0, samples.to(device), x)
             on = (at[0] != to[0]).nonzero()[:, 0]
             if not len(on):
@@ -140,7 +141,9 @@ class SampleGraphs:
             if budget <= 0 or self._stuck(at, to, scheme):
                 return None
             at[5:] = 0
-        nfe = each.nfe + last * tries.long()
+        nfe = each.nfe + later * tries.long()
+        if not self.tableau.fsal:  # F where steps begin that do not follow a rejected one
+            nfe += (accepted - (accepted > 0).to(F64)).long()
         if scheme.max_nfe is not None and bool((nfe > scheme.max_nfe).any()):
             return None
         stats = problem.stats
@@ -148,7 +151,7 @@ class SampleGraphs:
         each.accepted, each.rejected, each.forced = accepted.long(), (tries - accepted).long(), forced.long()
         each.history += [_sizes(phase) for phase in phases]
         each.evaluated = each.padded = evaluated
-        stats.nfe += calls * last
+        stats.nfe += calls
         for name in ("accepted", "rejected", "forced"):
             setattr(stats, name, int(getattr(each, name).sum()))
         most = max((phase.steps for phase in phases), default=0)
