@@ -124,7 +124,9 @@ def test_every_explicit_method(traced, solver):
     torch.testing.assert_close(got.ys, found[0].ys, rtol=1e-9, atol=1e-9)
     for a, b in zip(gradients, found[1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
-    assert torch.equal(got.stats.samples.accepted, found[0].stats.samples.accepted)
+    for name in ("nfe", "accepted", "rejected"):
+        assert torch.equal(getattr(got.stats.samples, name), getattr(found[0].stats.samples, name)), name
+    assert got.stats.nfe == found[0].stats.nfe
 
 
 @pytest.mark.slow
