@@ -13,6 +13,7 @@ from odenet.compiled.record import Walked
 from odenet.compiled.report import tell, warn_back
 from odenet.compiled.scope import Leaves
 from odenet.compiled.walk import Graphs
+from odenet.errors import GradientError
 from odenet.gradients.checkpoint import StoredStates, step_back
 from odenet.gradients.inputs import Inputs
 from odenet.gradients.pullback import plus
@@ -28,12 +29,37 @@ def differentiable(problem: Problem, graphs: Graphs, walked: Walked, leaves: Lea
     return list(_Compiled.apply(problem, graphs, walked, leaves, problem.x0, *leaves.tensors))
 
 
+class Unchanged:
+    """What a compiled way back reads again, which must not have been changed in place until then; of tensors that a
+    gradient is wanted for autograd says so.
+
+    Args:
+        problem: what was solved.
+        walked: its record.
+    """
+
+    def __init__(self, problem: Any, walked: Any):
+        uses = getattr(walked, "uses", None)
+        given = problem.weights.parameters() if uses is None else [x for use in uses for x in use.given()]
+        self._versions = [(x, x._version) for x in given if not (x.requires_grad or x.is_inference())]
+
+    def check(self) -> None:
+        """Raise `GradientError` if one of them was changed."""
+        for x, version in self._versions:
+            if x._version != version:
+                raise GradientError(
+                    f"a tensor of shape {tuple(x.shape)} that F holds was changed in place between the solve and its "
+                    "backward pass, which evaluates F again; change it after backward()"
+                )
+
+
 class _Compiled(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, problem: Problem, graphs: Graphs, walked: Walked, leaves: Leaves, x0: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.problem, ctx.graphs, ctx.walked, ctx.leaves = problem, graphs, walked, leaves
+        ctx.unchanged = Unchanged(problem, walked)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x0, *tensors)
         states, walked.states = walked.states, []
@@ -45,6 +71,7 @@ class _Compiled(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         problem: Problem = ctx.problem
         x0 = ctx.saved_tensors[0]  # raises if a tensor was changed in place
+        ctx.unchanged.check()
         if torch.is_grad_enabled():
             record = record_of(problem, ctx.walked)
             return *[None] * 4, *differentiable_again(record, x0, tuple(ctx.leaves.tensors), cotangents)

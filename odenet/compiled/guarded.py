@@ -23,7 +23,7 @@ class Known(NamedTuple):
     """What Dynamo made of one kind of call.
 
     Attributes:
-        guards: which say whether a call is of that kind; they forget their place in the cache when they stop to hold.
+        guards: which say whether a call is of that kind; they forget their place in the cache when they stop holding.
         check: the same, (arguments by name) -> bool.
         run: what is called in the function's place.
     """

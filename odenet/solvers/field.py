@@ -178,9 +178,9 @@ class _Recomputation:
         self.field = field
 
     def __enter__(self) -> None:
-        self.field.recomputing = True
         self.context = self.field.consistency.recomputation()
-        self.context.__enter__()
+        self.context.__enter__()  # which raises if F is another one now
+        self.field.recomputing = True
 
     def __exit__(self, *exception: Any) -> None:
         self.field.recomputing = False

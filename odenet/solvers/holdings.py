@@ -40,8 +40,9 @@ class Holdings:
         for module, name, parameter, version in self._frozen:
             if parameter._version != version:
                 raise GradientError(
-                    f"parameter {name!r} of {type(module).__name__}, of shape {tuple(parameter.shape)}, was changed in "
-                    "place between the solve and its backward pass, which evaluates F again; change it after backward()"
+                    f"parameter {name!r} of {type(module).__name__}, of shape {tuple(parameter.shape)}, which F holds, "
+                    "was changed in place between the solve and its backward pass, which evaluates F again; change it "
+                    "after backward()"
                 )
         switched: list[nn.Module] = []
         exchanged: list[tuple[dict, str, object]] = []

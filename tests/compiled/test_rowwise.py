@@ -1,6 +1,10 @@
 """Solves of an F that treats every sample by itself: its C++ gives the eager states, gradients and counts."""
 
+import gc
+import sys
+import threading
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -12,7 +16,7 @@ from odenet import compiled
 from odenet.compiled import CompileWarning, record
 from odenet.compiled.rowwise import NotRowwiseError, graphs
 from odenet.compiled.rowwise.capture import Captured
-from odenet.errors import ResidualError, SolveError
+from odenet.errors import GradientError, ResidualError, SolveError
 from odenet.residual import MLP
 from odenet.solvers import solvers
 from odenet.solvers.explicit import ExplicitRungeKutta
@@ -262,6 +266,72 @@ def test_layers_that_come_to_share_their_weights_get_the_sum_of_the_gradients(x)
     agree(F, x)
     F.b.weight = F.a.weight
     agree(F, x)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_threads_do_not_get_the_arguments_of_each_other(per_sample, x):
+    F = lambda t, x, rate: -rate * x  # noqa: E731
+    how = {"compile": True, "per_sample": per_sample, "solver": "rk4", "steps": 4}
+    how |= {"per_sample_args": ()} if per_sample else {}
+    rates = [torch.tensor([float(n)], dtype=torch.float64) for n in range(4)]
+    found, pause = {}, sys.getswitchinterval()
+
+    def work(n):
+        with torch.no_grad():
+            found[n] = [odenet.solve(F, x, args=(rates[n],), **how).last for _ in range(150)]
+
+    with torch.no_grad():
+        expected = [odenet.solve(F, x, args=(rate,), **how).last for rate in rates]
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(pause)
+    assert all(torch.equal(last, expected[n]) for n in range(4) for last in found[n])
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_nothing_that_a_solve_was_handed_outlives_it(per_sample, x):
+    F, rate = TwoLayers().double(), torch.ones(1, dtype=torch.float64)
+    odenet.solve(F, x, compile=True, per_sample=per_sample)
+    odenet.solve(lambda t, x, rate: -rate * x, x, args=(rate,), compile=True, per_sample=False)
+    gone = [weakref.ref(F.a.weight), weakref.ref(rate)]
+    del F, rate
+    gc.collect()
+    assert [ref() is None for ref in gone] == [True, True]
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_a_frozen_parameter_that_is_changed_before_the_way_back_is_an_error(per_sample, x):
+    F = TwoLayers().double()
+    F.b.weight.requires_grad_(False)
+    last = odenet.solve(F, x, compile=True, per_sample=per_sample, gradient="checkpoint").last
+    F.b.weight.mul_(3)
+    with pytest.raises(GradientError, match="changed in place"):
+        last.sum().backward()
+
+
+def test_an_F_that_asks_whether_gradients_are_enabled_is_answered_as_eagerly(x):
+    F = lambda t, x: -x * (2.0 if torch.is_grad_enabled() else 1.0)  # noqa: E731
+    for mode in (torch.no_grad, torch.enable_grad):
+        with mode():
+            found = [odenet.solve(F, x, solver="rk4", steps=4, compile=compile).last for compile in (True, False)]
+        torch.testing.assert_close(*found)
+
+
+def test_what_a_refused_walk_has_counted_is_not_counted_twice(x):
+    A = torch.eye(3, dtype=torch.float64)
+    F = lambda t, x: torch.tanh(x @ A)  # noqa: E731
+    odenet.solve(F, x, compile=True)
+    A.requires_grad_()
+    with pytest.warns(CompileWarning):
+        got = odenet.solve(F, x, compile=True).stats
+    expected = odenet.solve(F, x, compile=False).stats
+    assert (got.nfe, got.accepted, len(got.h)) == (expected.nfe, expected.accepted, len(expected.h))
 
 
 class Held(nn.Module):

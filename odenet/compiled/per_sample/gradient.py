@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odenet.compiled.gradient import Unchanged
 from odenet.compiled.per_sample.walk import SampleGraphs, Walked
 from odenet.compiled.report import tell, warn_back
 from odenet.compiled.scope import Leaves
@@ -31,6 +32,8 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, given: Any, values: Tensor, x0: Tensor, *tensors: Tensor) -> Tensor:
         ctx.given, ctx.count = given, len(tensors)
+        problem, _, walked, *_ = given
+        ctx.unchanged = Unchanged(problem, walked)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x0, *tensors)
         return values.view_as(values)
@@ -39,6 +42,7 @@ class _Compiled(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor | None) -> Any:
         problem, graphs, walked, leaves, outputs = ctx.given
         x0 = ctx.saved_tensors[0]  # raises if a tensor was changed in place
+        ctx.unchanged.check()
         if cotangent is None:
             return None, None, *[None] * (1 + ctx.count)
         if torch.is_grad_enabled():

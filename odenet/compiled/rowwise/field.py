@@ -25,23 +25,16 @@ class Field:
         graph: F as it was captured.
         walk: code of the walk, once it is made.
         backs: code of the way back, by the inputs that are differentiated; None where the gradient couples the samples.
-        flat: the inputs of the latest call.
     """
 
     graph: Captured
     walk: Any = None
     backs: dict[tuple[int, ...], Any] = field(default_factory=dict)
-    flat: tuple[Any, ...] = ()
 
     def sizes(self) -> list[int]:
         """How many numbers of each of them a sample has, 0 if it is shared."""
         graph = self.graph
         return [math.prod(graph.fakes[place].shape[1:]) if place in graph.rows else 0 for place in graph.given]
-
-    @property
-    def use(self) -> Use:
-        """The latest call."""
-        return Use(self, self.flat)
 
 
 class Use(NamedTuple):
@@ -78,6 +71,11 @@ class Use(NamedTuple):
                 found[i] = number
         return found
 
+    def given(self) -> list[Tensor]:
+        """The inputs beside state and time, as they were handed over."""
+        given = [self.flat[place] for place in self.field.graph.given]
+        return [x for x in given if isinstance(x, Tensor)]
+
 
 def gradients(found: dict[int, Tensor], leaves: Leaves) -> list[Tensor]:
     """Those of all leaves, from those that were found; of one sample there may be two rows."""
@@ -89,31 +87,34 @@ def gradients(found: dict[int, Tensor], leaves: Leaves) -> list[Tensor]:
 
 
 def captured(
-    graph: GraphModule,
-    note: Callable[[Field | NotRowwiseError], None],
-    answer: Tensor,
-    own: Collection[int] | None = None,
-) -> Callable[..., Any]:
-    """What Dynamo is to call in place of a graph of F.
+    graph: GraphModule, note: Callable[[Field], None], own: Collection[int] | None = None
+) -> Callable[..., tuple[Use | NotRowwiseError]]:
+    """What Dynamo is to call in place of a graph of F: it says what F is, and what it was handed.
+
+    Nothing of a call is kept, so that calls of several threads do not meet, and tensors go when their solve does.
 
     Args:
         graph: as Dynamo found it.
-        note: told at every call what F is.
-        answer: what F is to have returned; nobody looks at it.
+        note: told what F is, if it can be written row by row.
         own: as for `Captured.of`.
     """
     try:
-        found: Field | NotRowwiseError = Field(Captured.of(graph, own))
+        found = Field(Captured.of(graph, own))
     except NotRowwiseError as refusal:
-        found = refusal
+        return lambda *flat, refusal=refusal: (refusal,)
+    note(found)
+    return lambda *flat: (Use(found, flat),)
 
-    def reached(*flat: Any) -> Any:
-        if isinstance(found, Field):
-            found.flat = flat
-        note(found)
-        return (answer,)
 
-    return reached
+def use_of(result: Any) -> Use:
+    """What a call of `captured` said.
+
+    Raises:
+        NotRowwiseError: F is no function of single samples.
+    """
+    if isinstance(result, Use):
+        return result
+    raise result if isinstance(result, NotRowwiseError) else NotRowwiseError("there is no graph of it")
 
 
 def called(F: Any, t: Tensor, x: Tensor, args: tuple[Any, ...]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from ctypes import addressof
@@ -14,7 +13,7 @@ from torch import Tensor
 from odenet.compiled.guarded import Guarded
 from odenet.compiled.record import Chunk, Solves, Walked, answers, inside
 from odenet.compiled.rowwise.blocks import BlockChunk, KeptSteps, RowWalked
-from odenet.compiled.rowwise.field import Field, Use, any_batch, called, captured, gradients
+from odenet.compiled.rowwise.field import Field, Use, any_batch, called, captured, gradients, use_of
 from odenet.compiled.rowwise.library import NOT_SHOWN, Code, Room, pointers
 from odenet.compiled.rowwise.source import backward, forward
 from odenet.compiled.rowwise.values import NotRowwiseError
@@ -23,7 +22,6 @@ from odenet.compiled.walk import Graphs
 from odenet.solvers.problem import Problem
 
 WORTH_A_THREAD = 8  # blocks of samples for each thread
-NOTHING = contextlib.nullcontext()
 NO_TIMES = torch.empty(0, dtype=torch.float64)
 
 
@@ -38,7 +36,7 @@ class RowGraphs(Solves):
 
     def __init__(self, problem: Problem):
         super().__init__(problem)
-        self._found: Field | NotRowwiseError | None = None
+        self._seen = False  # whether there is a field yet
         self._other: Graphs | None = None
         self._rows = set[int]()  # arguments of F that hold a row for each sample
         self._time = torch.zeros((), dtype=problem.x0.dtype)
@@ -48,12 +46,11 @@ class RowGraphs(Solves):
         return Guarded(called, self._capture)
 
     def _capture(self, graph: Any, inputs: Any) -> Callable[..., Any]:
-        return captured(graph, self._note, self._time)
+        return captured(graph, self._note)
 
-    def _note(self, found: Field | NotRowwiseError) -> None:
-        if found is not self._found and isinstance(found, Field):
-            self._rows |= {found.graph.args[place] for place in found.graph.rows}
-        self._found = found
+    def _note(self, found: Field) -> None:
+        self._seen = True
+        self._rows |= {found.graph.args[place] for place in found.graph.rows}
 
     def uses(self, problem: Problem, x: Tensor) -> list[Use]:
         """F as it is now, on every piece of depth.
@@ -61,23 +58,19 @@ class RowGraphs(Solves):
         Raises:
             NotRowwiseError: it is no function of single samples.
         """
-        args, first, batch = problem.args, self._found is None, x.shape[0]
+        args, first, batch = problem.args, not self._seen, x.shape[0]
         rows = _rows(args, batch) if first else self._rows
         if batch == 1:  # of one Dynamo would make a graph for one
             x = _twice(x)
         if rows:
             args = tuple(any_batch(_twice(arg)) if n in rows else arg for n, arg in enumerate(args))
         x, graph, uses = any_batch(x), self._graph, []
-        with NOTHING if torch.is_grad_enabled() else torch.enable_grad():  # so that the graph holds F's own no_grad
-            for F in problem.functions:
-                graph(F, self._time, x, args)
-                if first and rows and isinstance(self._found, NotRowwiseError):  # a size may be the batch's by chance
-                    self._graph, args, first = (graph := self._made()), problem.args, False
-                    graph(F, self._time, x, args)
-                found = self._found
-                if not isinstance(found, Field):
-                    raise found or NotRowwiseError("there is no graph of it")
-                uses.append(Use(found, found.flat))
+        for F in problem.functions:  # where gradients are enabled the graph holds F's own no_grad
+            result = graph(F, self._time, x, args)
+            if first and rows and isinstance(result, NotRowwiseError):  # a size may be the batch's by chance
+                self._graph, args, first = (graph := self._made()), problem.args, False
+                result = graph(F, self._time, x, args)
+            uses.append(use_of(result))
         return uses
 
     def walk(self, problem: Problem, keep: bool) -> Walked | None:

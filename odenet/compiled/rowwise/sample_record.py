@@ -109,6 +109,11 @@ class Walked:
     outputs: Tensor
     pieces: list[Stretch]
 
+    @property
+    def uses(self) -> list[Use]:
+        """What F was made of on each piece of weights."""
+        return [piece.use for piece in self.pieces]
+
     @cached_property
     def phases(self) -> list[Phase]:
         """The record as rounds in which every sample makes a step."""

@@ -17,7 +17,7 @@ from odenet.compiled.guarded import Guarded
 from odenet.compiled.per_sample.walk import SampleGraphs
 from odenet.compiled.record import LARGEST_RECORD, Solves
 from odenet.compiled.report import RefusalError
-from odenet.compiled.rowwise.field import Field, Use, any_batch, called, captured, gradients
+from odenet.compiled.rowwise.field import Field, Use, any_batch, called, captured, gradients, use_of
 from odenet.compiled.rowwise.library import library, pointers
 from odenet.compiled.rowwise.sample_counts import count, count_back
 from odenet.compiled.rowwise.sample_record import (
@@ -57,16 +57,11 @@ class SampleRows(Solves):
 
     def __init__(self, problem: SampleProblem):
         super().__init__(problem)  # pyright: ignore[reportArgumentType]
-        self._found: Field | NotRowwiseError | None = None
         self._other: SampleGraphs | None = None
-        self._nothing = torch.zeros(())
         self._graphs: dict[frozenset[int], Callable[..., Any]] = {}
 
     def _capture(self, rows: frozenset[int], graph: Any, inputs: Any) -> Callable[..., Any]:
-        return captured(graph, self._note, self._nothing, rows)
-
-    def _note(self, found: Field | NotRowwiseError) -> None:
-        self._found = found
+        return captured(graph, lambda found: None, rows)
 
     def uses(self, problem: SampleProblem) -> list[Use]:
         """F as it is now, on every piece of weights.
@@ -75,7 +70,7 @@ class SampleRows(Solves):
             NotRowwiseError: it is no function of single samples.
         """
         field, x, t, args = problem.field, problem.x0.detach(), problem.t0, problem.field.args
-        rows, uses = field.own_args, []
+        rows = field.own_args
         if len(x) == 1:  # of one Dynamo would make a graph for one
             both = torch.zeros(2, dtype=torch.long)
             x, t, args = x[both], t[both], field.rows_of(both)
@@ -86,16 +81,9 @@ class SampleRows(Solves):
         if problem.weights.varies:  # in lanes a time that all samples share is each one's own, as are the weights then
             t = t.new_zeros(())
         graph, t, x = self._graphs[rows], any_batch(t.to(x.dtype)), any_batch(x)
-        with torch.enable_grad():  # so that the graph holds F's own no_grad
-            for F in problem.functions:
-                graph(F, t, x, args)
-                found = self._found
-                if not isinstance(found, Field):
-                    raise found or NotRowwiseError("there is no graph of it")
-                uses.append(Use(found, found.flat))
-        return uses
+        # where gradients are enabled the graph holds F's own no_grad
+        return [use_of(graph(F, t, x, args)) for F in problem.functions]
 
-    @torch.no_grad()
     def walk(self, problem: SampleProblem, keep: bool) -> Walked | None:
         """Solve, and count; None if a sample broke down, with nothing counted.
 
@@ -103,7 +91,12 @@ class SampleRows(Solves):
             problem: what to solve.
             keep: whether the states at the starts of the steps are wanted.
         """
-        x0, uses, batch = problem.x0.detach(), self.uses(problem), len(problem.x0)
+        uses = self.uses(problem)
+        with torch.no_grad():
+            return self._walk(problem, uses, keep)
+
+    def _walk(self, problem: SampleProblem, uses: list[Use], keep: bool) -> Walked | None:
+        x0, batch = problem.x0.detach(), len(problem.x0)
         way, order = Way.of(problem), problem.walking.clone()
         x = x0.clone(memory_format=torch.contiguous_format)
         slope, at = torch.empty_like(x), torch.zeros(len(FIELDS), batch, dtype=F64)
