@@ -158,7 +158,7 @@ class Adjoint:
                 "gradient='adjoint' has a backward pass of its own, which torch.func's grad, vjp, jvp and vmap do not "
                 "see; use gradient='checkpoint' there, or torch.no_grad() where no gradient is wanted"
             )
-        problem.field.consistency.hold()
+        problem.field.hold()
         states = Backsolve.apply(problem, inputs, solution.times, solution.states, problem.x0, *inputs.tensors)
         return Solution(states, solution.times, solution.stats, error=solution.error, hits=solution.hits)
 

@@ -75,7 +75,7 @@ def replay_samples(problem: SampleProblem, sweep: SampleSweep) -> SampleSolution
     kept = sweep.kept()
     if not (problem.x0.requires_grad or inputs.tensors):
         return solution
-    problem.field.consistency.hold()
+    problem.field.hold()
     places = solution.outputs.places
     count = solution.outputs.at_start
     record.start = (torch.cat(places)[:count] if places else record.start[0]) % max(1, len(problem.x0)), count

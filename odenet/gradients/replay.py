@@ -101,7 +101,7 @@ class Replayed:
             ends.total = total
         if not needs_gradient(problem, inputs):
             return solution
-        problem.field.consistency.hold()
+        problem.field.hold()
         record.times = solution.times
         outputs = solution.states if total is None else [*solution.states, total]
         states = [*_Replay.apply(record, sweep, kept, outputs, problem.x0, *inputs.tensors)]

@@ -33,7 +33,7 @@ def adjoint_samples(problem: SampleProblem) -> SampleSolution:
     problem.field.observe(None)
     if not (problem.x0.requires_grad or inputs.tensors):
         return solution
-    problem.field.consistency.hold()
+    problem.field.hold()
     moments = _moments(problem, solution)
     values = _Backsolve.apply(problem, inputs, moments, solution.values, problem.x0, *inputs.tensors)
     solution.values = values  # pyright: ignore[reportAttributeAccessIssue]

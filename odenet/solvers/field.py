@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from odenet.depth import DepthWeights
-from odenet.errors import FunctionBudgetError, ResidualError
+from odenet.errors import FunctionBudgetError, GradientError, ResidualError
 from odenet.solvers.consistency import Consistency
 from odenet.solvers.grid import Piece
 from odenet.solvers.reach import reachable
@@ -51,6 +52,7 @@ class VectorField:
         self.device = x0.device
         self.recomputing = False
         self.observer: Observer | None = None
+        self._handed: list[tuple[Tensor, int]] = []
         self._interval = pieces[0].start, pieces[-1].end
         found = [reachable(weights.piece(i, *self._interval)) for i in range(weights.pieces)]
         self.found = [found[piece.weights] for piece in pieces]
@@ -99,6 +101,23 @@ class VectorField:
     def time(self, t: float) -> Tensor:
         """A host time as F is shown it: a 0-d tensor of the state's precision, on its device."""
         return torch.full((), t, dtype=self.time_dtype, device=self.device)
+
+    def hold(self) -> None:
+        """Remember what F is and what it is handed, for recomputations that come later."""
+        self.consistency.hold()
+        if self.args:
+            given = [arg for arg in tree_leaves(self.args) if isinstance(arg, Tensor)]
+            self._handed = [(x, x._version) for x in given if not (x.requires_grad or x.is_inference())]
+
+    def check_handed(self) -> None:
+        """Raise `GradientError` if a tensor in args was changed in place; of one that a gradient is wanted for autograd
+        itself says so."""
+        for x, version in self._handed:
+            if x._version != version:
+                raise GradientError(
+                    f"a tensor of shape {tuple(x.shape)} in args was changed in place between the solve and its "
+                    "backward pass, which evaluates F again; change it after backward()"
+                )
 
     def recompute(self) -> _Recomputation:
         """Context in which evaluations repeat the forward pass: counted as backward ones, changing nothing."""
@@ -178,6 +197,7 @@ class _Recomputation:
         self.field = field
 
     def __enter__(self) -> None:
+        self.field.check_handed()
         self.context = self.field.consistency.recomputation()
         self.context.__enter__()  # which raises if F is another one now
         self.field.recomputing = True

@@ -166,3 +166,13 @@ def test_a_frozen_parameter_that_is_changed_in_place_is_no_silent_error(gradient
         GradientError, match=r"parameter 'weight' of Linear, of shape \(5, 3\), which F holds, was changed in"
     ):
         y.sum().backward()
+
+
+@pytest.mark.parametrize(("gradient", "scheme"), CASES)
+def test_an_argument_that_is_changed_in_place_is_no_silent_error(gradient, scheme, x):
+    rate = torch.tensor([0.5], dtype=torch.float64)
+    block = odenet.ODEBlock(lambda t, x, rate: -rate * x.tanh(), gradient=gradient, **scheme)
+    y = block(x.requires_grad_(), rate)
+    rate.mul_(1.5)
+    with pytest.raises(GradientError, match=r"a tensor of shape \(1,\) in args was changed in place"):
+        y.sum().backward()
