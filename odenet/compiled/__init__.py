@@ -193,10 +193,10 @@ def walked_by(problem: Any, entry: Entry, graphs: Any, t: Tensor | None = None) 
         if not unseen and (refusal := of_F(problem, leaves.tensors, t)) is not None:
             vars(problem.stats).update(vars(type(problem.stats)()))  # the eager walk counts anew
             return refused(problem, entry, refusal), None
-        graphs.observed = differentiated
         tell("a solve", problem, time.perf_counter() - begin)
-    elif unseen:
-        graphs.observed = True
+        unseen = True
+    if unseen:
+        graphs.observed = differentiated
     return walked, leaves if wanted else None
 
 

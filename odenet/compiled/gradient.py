@@ -13,12 +13,12 @@ from odenet.compiled.record import Walked
 from odenet.compiled.report import tell, warn_back
 from odenet.compiled.scope import Leaves
 from odenet.compiled.walk import Graphs
-from odenet.errors import GradientError
 from odenet.gradients.checkpoint import StoredStates, step_back
 from odenet.gradients.inputs import Inputs
 from odenet.gradients.pullback import plus
 from odenet.gradients.record import Record
 from odenet.gradients.replay import differentiable_again
+from odenet.solvers.holdings import Unchanged
 from odenet.solvers.problem import Problem
 from odenet.solvers.registry import solvers
 from odenet.solvers.stepper import Span
@@ -29,28 +29,11 @@ def differentiable(problem: Problem, graphs: Graphs, walked: Walked, leaves: Lea
     return list(_Compiled.apply(problem, graphs, walked, leaves, problem.x0, *leaves.tensors))
 
 
-class Unchanged:
-    """What a compiled way back reads again, which must not have been changed in place until then; of tensors that a
-    gradient is wanted for autograd says so.
-
-    Args:
-        problem: what was solved.
-        walked: its record.
-    """
-
-    def __init__(self, problem: Any, walked: Any):
-        uses = getattr(walked, "uses", None)
-        given = problem.weights.parameters() if uses is None else [x for use in uses for x in use.given()]
-        self._versions = [(x, x._version) for x in given if not (x.requires_grad or x.is_inference())]
-
-    def check(self) -> None:
-        """Raise `GradientError` if one of them was changed."""
-        for x, version in self._versions:
-            if x._version != version:
-                raise GradientError(
-                    f"a tensor of shape {tuple(x.shape)} that F holds was changed in place between the solve and its "
-                    "backward pass, which evaluates F again; change it after backward()"
-                )
+def read_again(problem: Any, walked: Any) -> Unchanged:
+    """What the way back over the record of a compiled solve reads again."""
+    uses = getattr(walked, "uses", None)
+    given = problem.weights.parameters() if uses is None else [x for use in uses for x in use.given()]
+    return Unchanged(("a tensor of shape {} that F holds", x) for x in given)
 
 
 class _Compiled(torch.autograd.Function):
@@ -59,7 +42,7 @@ class _Compiled(torch.autograd.Function):
         ctx: Any, problem: Problem, graphs: Graphs, walked: Walked, leaves: Leaves, x0: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.problem, ctx.graphs, ctx.walked, ctx.leaves = problem, graphs, walked, leaves
-        ctx.unchanged = Unchanged(problem, walked)
+        ctx.unchanged = read_again(problem, walked)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x0, *tensors)
         states, walked.states = walked.states, []

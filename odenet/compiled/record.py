@@ -134,6 +134,18 @@ class Solves:
             self._grid = Grid.of(spans, device)
         return self._grid
 
+    def evaluations(self, problem: Problem, tries: int, accepted: int, pieces: int = 1) -> int:
+        """Evaluations of F that an adaptive solve needs.
+
+        Args:
+            problem: what was solved.
+            tries: accepted and rejected steps.
+            accepted: accepted steps.
+            pieces: of depth that were walked.
+        """
+        nfe = pieces + (problem.scheme.first_step is None) + tries * (self.tableau.stages - 1)
+        return nfe if self.tableau.fsal else nfe + accepted - pieces  # where steps begin that follow an accepted one
+
     def count_steps(self, problem: Problem, nfe: int, sizes: list[float], tries: int, forced: int) -> bool:
         """Count an adaptive solve; False, with nothing counted, if it took more evaluations than it may.
 

@@ -92,9 +92,7 @@ class Graphs(Solves):
                         chunks.append(Chunk(ts, hs, xs, count, first, piece))
                     going, buffers = at.clone(), buffers if t == landing else None
         *_, tries, forced, _ = going.tolist()
-        nfe = entered + (scheme.first_step is None) + int(tries) * (self.tableau.stages - 1)
-        if not self.tableau.fsal:  # F where steps begin that do not follow a rejected one
-            nfe += len(sizes) - entered
+        nfe = self.evaluations(problem, int(tries), len(sizes), entered)
         if not self.count_steps(problem, nfe, sizes, int(tries), int(forced)):
             return None
         return Walked(chunks, answers(problem, x, outputs), times)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from odenet.depth import DepthWeights
-from odenet.errors import FunctionBudgetError, GradientError, ResidualError
+from odenet.errors import FunctionBudgetError, ResidualError
 from odenet.solvers.consistency import Consistency
 from odenet.solvers.grid import Piece
+from odenet.solvers.holdings import Unchanged
 from odenet.solvers.reach import reachable
 from odenet.solvers.stats import Stats
 from odenet.solvers.stepper import Evaluate
@@ -34,6 +35,7 @@ class VectorField:
 
     Attributes:
         found: for each piece, the tensors and modules that F reaches there.
+        handed: what `hold` found in args.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class VectorField:
         self.device = x0.device
         self.recomputing = False
         self.observer: Observer | None = None
-        self._handed: list[tuple[Tensor, int]] = []
+        self.handed = Unchanged()
         self._interval = pieces[0].start, pieces[-1].end
         found = [reachable(weights.piece(i, *self._interval)) for i in range(weights.pieces)]
         self.found = [found[piece.weights] for piece in pieces]
@@ -107,17 +109,7 @@ class VectorField:
         self.consistency.hold()
         if self.args:
             given = [arg for arg in tree_leaves(self.args) if isinstance(arg, Tensor)]
-            self._handed = [(x, x._version) for x in given if not (x.requires_grad or x.is_inference())]
-
-    def check_handed(self) -> None:
-        """Raise `GradientError` if a tensor in args was changed in place; of one that a gradient is wanted for autograd
-        itself says so."""
-        for x, version in self._handed:
-            if x._version != version:
-                raise GradientError(
-                    f"a tensor of shape {tuple(x.shape)} in args was changed in place between the solve and its "
-                    "backward pass, which evaluates F again; change it after backward()"
-                )
+            self.handed = Unchanged(("a tensor of shape {} in args", arg) for arg in given)
 
     def recompute(self) -> _Recomputation:
         """Context in which evaluations repeat the forward pass: counted as backward ones, changing nothing."""
@@ -197,7 +189,7 @@ class _Recomputation:
         self.field = field
 
     def __enter__(self) -> None:
-        self.field.check_handed()
+        self.field.handed.check()
         self.context = self.field.consistency.recomputation()
         self.context.__enter__()  # which raises if F is another one now
         self.field.recomputing = True

@@ -14,6 +14,27 @@ from odenet.errors import GradientError
 ABSENT = object()
 
 
+class Unchanged:
+    """Tensors that F is to be evaluated with again, and that must not be changed in place until then; of those that
+    require a gradient autograd itself says so.
+
+    Args:
+        tensors: each with what it is called; {} in that stands for its shape.
+    """
+
+    def __init__(self, tensors: Iterable[tuple[str, Tensor]] = ()):
+        self._versions = [(name, x, x._version) for name, x in tensors if not (x.requires_grad or x.is_inference())]
+
+    def check(self) -> None:
+        """Raise `GradientError` if one of them was changed."""
+        for name, x, version in self._versions:
+            if x._version != version:
+                raise GradientError(
+                    f"{name.format(tuple(x.shape))} was changed in place between the solve and its backward pass, "
+                    "which evaluates F again; change it after backward()"
+                )
+
+
 class Holdings:
     """Modules as they are now, for a repetition of what they compute.
 
@@ -27,23 +48,21 @@ class Holdings:
     def __init__(self, modules: Iterable[nn.Module]):
         modules = list(modules)
         self._of = [(m, m.training, *(place.copy() for place in _places(m))) for m in modules]
-        frozen = [(m, n, p) for m in modules for n, p in m._parameters.items() if p is not None and not p.requires_grad]
-        self._frozen = [(m, name, p, p._version) for m, name, p in frozen if not p.is_inference()]
+        self._frozen = Unchanged(
+            (f"parameter {name!r} of {type(m).__name__}, of shape {{}}, which F holds,", p)
+            for m in modules
+            for name, p in m._parameters.items()
+            if p is not None and not p.requires_grad
+        )
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
         """While this holds, the modules are as they were.
 
         Raises:
-            GradientError: a frozen parameter has been changed in place; of one that is not autograd itself says so.
+            GradientError: a frozen parameter has been changed in place.
         """
-        for module, name, parameter, version in self._frozen:
-            if parameter._version != version:
-                raise GradientError(
-                    f"parameter {name!r} of {type(module).__name__}, of shape {tuple(parameter.shape)}, which F holds, "
-                    "was changed in place between the solve and its backward pass, which evaluates F again; change it "
-                    "after backward()"
-                )
+        self._frozen.check()
         switched: list[nn.Module] = []
         exchanged: list[tuple[dict, str, object]] = []
         for module, training, *held in self._of:

@@ -189,7 +189,9 @@ class Scheme:
     def check_shape(self, shape: torch.Size) -> None:
         """Raise `InputError` if a tolerance is a tensor that does not broadcast to a state of this shape."""
         for name, value in zip(("rtol", "atol"), self.tolerances, strict=True) if self.adaptive else ():
-            own = value.shape if isinstance(value, Tensor) else ()
+            if not isinstance(value, Tensor):
+                continue
+            own = value.shape
             fits = len(own) <= len(shape) and all(n in (1, m) for n, m in zip(own[::-1], shape[::-1], strict=False))
             if not fits:
                 raise InputError(

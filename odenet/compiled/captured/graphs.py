@@ -144,8 +144,7 @@ class CapturedGraphs(Solves):
 
         A method without FSAL evaluates F where a step begins after every trial, and needs it after accepted ones.
         """
-        starts, new = 2 if problem.scheme.first_step is None else 1, self.tableau.stages - 1
-        nfe = starts + tries * new + (0 if self.tableau.fsal else len(sizes) - 1)
+        starts, nfe = 2 if problem.scheme.first_step is None else 1, self.evaluations(problem, tries, len(sizes))
         problem.stats.nfe_masked = starts + launched * self.tried - nfe
         return self.count_steps(problem, nfe, sizes, tries, forced)
 

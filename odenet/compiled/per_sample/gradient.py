@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odenet.compiled.gradient import Unchanged
+from odenet.compiled.gradient import read_again
 from odenet.compiled.per_sample.walk import SampleGraphs, Walked
 from odenet.compiled.report import tell, warn_back
 from odenet.compiled.scope import Leaves
@@ -33,7 +33,7 @@ class _Compiled(torch.autograd.Function):
     def forward(ctx: Any, given: Any, values: Tensor, x0: Tensor, *tensors: Tensor) -> Tensor:
         ctx.given, ctx.count = given, len(tensors)
         problem, _, walked, *_ = given
-        ctx.unchanged = Unchanged(problem, walked)
+        ctx.unchanged = read_again(problem, walked)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x0, *tensors)
         return values.view_as(values)

@@ -126,10 +126,8 @@ class RowGraphs(Solves):
                 call.fresh, record = 0, None
             call.x0 = call.x1
         assert room is not None
-        nfe = entered + (problem.scheme.first_step is None) + int(call.tries) * (self.tableau.stages - 1)
-        if not self.tableau.fsal:  # F where steps begin that do not follow a rejected one
-            nfe += len(sizes) - entered
         tries, forced = int(call.tries), int(call.forced)
+        nfe = self.evaluations(problem, tries, len(sizes), entered)
         room.leave()
         if not self.count_steps(problem, nfe, sizes, tries, forced):
             return None
